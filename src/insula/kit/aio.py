@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Cell(Generic[T]):
-    """A value that changes, with tasks waiting until it satisfies a condition. No polling, no lost wake-up."""
+    """A value that changes, and tasks waiting until it satisfies a condition: no polling, no lost wake-up."""
 
     def __init__(self, value: T) -> None:
         self._value = value

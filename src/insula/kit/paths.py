@@ -1,11 +1,11 @@
 """Where Insula keeps things: the layout of a home and the file names of a run directory, once.
 
-    HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_DATA_HOME/insula
-      insula.db                  the ledger (SQLite, WAL)
-      host.json                  what was probed about this host, cached per boot
-      images/NAME/               images (elsewhere with $INSULA_IMAGES)
-      machines/UID/              a machine: disks and run directory in one
-      daemon/                    socket, lock, log of insulad
+HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_DATA_HOME/insula
+  insula.db                  the ledger (SQLite, WAL)
+  host.json                  what was probed about this host, cached per boot
+  images/NAME/               images (elsewhere with $INSULA_IMAGES)
+  machines/UID/              a machine: disks and run directory in one
+  daemon/                    socket, lock, log of insulad
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ us. A failure prints a command that can be pasted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shlex
 import shutil
@@ -164,10 +165,8 @@ async def stream(
 async def _end_group(process: asyncio.subprocess.Process) -> None:
     """Kill a command that we started, and what it started, and wait for it."""
     if process.returncode is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         await process.wait()
 
 

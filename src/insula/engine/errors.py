@@ -1,0 +1,64 @@
+"""The engine's errors.
+
+Unavailable ── EngineMissing, AcceleratorUnavailable, LaunchFailed, EngineLost
+Conflict ── ConsoleBusy, MachineDirectoryBusy
+Invalid ── NoAgent, NoConsole, UnsupportedDevice
+"""
+
+from __future__ import annotations
+
+from insula.kit.errors import Conflict, Invalid, Unavailable
+
+
+class EngineMissing(Unavailable):
+    """QEMU is not installed, or too old."""
+
+    code = "engine-missing"
+
+
+class AcceleratorUnavailable(Unavailable):
+    """The accelerator that was asked for does not work on this host."""
+
+    code = "accelerator-unavailable"
+
+
+class LaunchFailed(Unavailable):
+    """The monitor did not come up; evidence: exit_status, command, stderr, serial."""
+
+    code = "launch-failed"
+
+
+class EngineLost(Unavailable):
+    """The monitor ended, or stopped answering, in the middle of a request."""
+
+    code = "engine-lost"
+
+
+class ConsoleBusy(Conflict):
+    """Somebody else holds the console."""
+
+    code = "console-busy"
+
+
+class MachineDirectoryBusy(Conflict):
+    """A process holds the run directory's lock and cannot be spoken to."""
+
+    code = "machine-directory-busy"
+
+
+class NoAgent(Invalid):
+    """The machine has no port for a guest agent."""
+
+    code = "no-agent"
+
+
+class NoConsole(Invalid):
+    """The machine has no serial console."""
+
+    code = "no-console"
+
+
+class UnsupportedDevice(Invalid):
+    """This engine cannot do what the device asks."""
+
+    code = "unsupported-device"

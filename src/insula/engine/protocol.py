@@ -1,0 +1,191 @@
+"""What the node needs of an engine: plan, launch, adopt, and one object per live machine.
+
+`QemuEngine` and `FakeEngine` both pass tests/conformance/engine.py; whatever is true of one is true of the
+other. No word of QEMU's appears in these signatures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from insula.engine.agent.protocol import Agent
+from insula.model.machine import Machine
+from insula.model.observation import AcceleratorFact, ExitEvidence, ProcessIdentity
+
+RunState = Literal["prepared", "running", "paused"]
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What was found by running the engine here. version: of the monitor. auto: what 'auto' means here.
+
+    kvm_refused: why KVM is not used, "" where it is. machine_types: alias -> versioned name.
+    """
+
+    version: str
+    binary: Path
+    auto: AcceleratorFact
+    kvm_refused: str
+    machine_types: dict[str, str]
+
+
+@dataclass(frozen=True)
+class BootFiles:
+    """Files for direct kernel boot (all None: the machine boots from its disk)."""
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """Everything that decides how a machine is launched: frozen, readable, stored in its run directory.
+
+    directory: the machine's directory; argv names files in it relatively and runs with it as working directory.
+    argv: the monitor's command line. accelerator: which and why. has_agent: protocol of the agent port, if any.
+    """
+
+    uid: str
+    name: str
+    directory: Path
+    argv: tuple[str, ...]
+    accelerator: AcceleratorFact
+    engine_version: str
+    agent: Literal["insula", "qemu"] | None
+    has_console: bool
+
+
+# What a live machine tells. Each is a frozen value; `Exited` is always the last.
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The vCPUs run."""
+
+
+@dataclass(frozen=True)
+class Paused:
+    """The vCPUs stand. reason: in words; io_error: by a full disk or a failing one."""
+
+    reason: str
+    io_error: bool = False
+
+
+@dataclass(frozen=True)
+class GuestReset:
+    """The machine was reset. by_guest: by itself, not by us."""
+
+    by_guest: bool
+
+
+@dataclass(frozen=True)
+class ShuttingDown:
+    """The machine ends now. by_guest: it powered itself off (asked by us to do so, or not)."""
+
+    by_guest: bool
+
+
+@dataclass(frozen=True)
+class GuestPanicked:
+    """The guest's kernel said that it has panicked."""
+
+
+@dataclass(frozen=True)
+class AgentPortChanged:
+    """A guest agent opened or closed its port."""
+
+    open: bool
+
+
+@dataclass(frozen=True)
+class Exited:
+    """The process is gone, with all the evidence there is."""
+
+    evidence: ExitEvidence
+
+
+EngineEvent = Resumed | Paused | GuestReset | ShuttingDown | GuestPanicked | AgentPortChanged | Exited
+
+
+class Console(Protocol):
+    """The serial console, held by one person at a time."""
+
+    async def read(self) -> bytes:
+        """What the guest printed since; b"" when the machine has ended."""
+
+    async def write(self, data: bytes) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Instance(Protocol):
+    """A live machine. Every method may raise EngineLost when the process ends meanwhile."""
+
+    identity: ProcessIdentity
+    plan: LaunchPlan
+
+    def events(self) -> AsyncIterator[EngineEvent]:
+        """Every event since the launch or adoption, in order, for one reader; ends after `Exited`."""
+
+    async def state(self) -> RunState:
+        """What the monitor says now: 'prepared' was never resumed."""
+
+    async def resume(self) -> None: ...
+
+    async def pause(self) -> None: ...
+
+    async def reset(self) -> None:
+        """Like the reset button."""
+
+    async def press_power_button(self) -> None:
+        """ACPI: asks the guest to shut down; no answer is owed."""
+
+    async def kill(self) -> ExitEvidence:
+        """End the process at once and wait until it has ended."""
+
+    async def wait_exit(self) -> ExitEvidence:
+        """Wait until the process has ended."""
+
+    async def agent(self, timeout: float) -> Agent:
+        """The guest agent, connected (shared, reconnected when lost). timeout: seconds.
+
+        Raises AgentSilent (says how long it waited) and NoAgent (the machine has no agent port).
+        """
+
+    async def console(self) -> Console:
+        """Raises ConsoleBusy when somebody has it, NoConsole when the machine has no serial port."""
+
+    async def detach(self) -> None:
+        """Close our connections; the machine lives on and can be adopted again."""
+
+
+class Engine(Protocol):
+    """A way to run machines on this host."""
+
+    async def facts(self) -> EngineFacts:
+        """Probed by running, cached per boot of the host. Raises EngineMissing."""
+
+    def plan(self, machine: Machine, files: BootFiles, directory: Path, facts: EngineFacts) -> LaunchPlan:
+        """Pure: the same values give the same plan. Raises AcceleratorUnavailable, UnsupportedDevice."""
+
+    async def launch(self, plan: LaunchPlan) -> Instance:
+        """Start the process, vCPUs standing ('prepared'). Idempotent: a live process is adopted instead.
+
+        Raises LaunchFailed with exit status, command, last stderr and serial tail; nothing is left running.
+        """
+
+    async def adopt(self, directory: Path) -> Instance | None:
+        """The live machine of this directory, or None when none lives (never a recycled pid)."""
+
+    def read_exit(self, directory: Path) -> ExitEvidence | None:
+        """What the directory tells of a process that ended while nobody watched; None if none was launched."""
+
+    def forget(self, directory: Path) -> None:
+        """Remove what a launch left in the directory (sockets, pid, locks); logs, plan and evidence stay."""
+
+    def follow_log(self, directory: Path, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
+        """The serial log from its start, or its last `tail` lines; with follow, on until closed."""

@@ -1,0 +1,74 @@
+"""Images: what a machine starts from. Immutable; named by people, identified by digest."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import Field
+
+from insula.model.base import Name, Size, Value
+from insula.model.device.nic import NetworkMode
+
+BootMode = Literal["direct", "disk"]
+AgentProtocol = Literal["insula", "qemu"]
+
+
+class ImageDefaults(Value):
+    """What a machine of this image gets when nothing is said."""
+
+    cpus: int = Field(default=1, ge=1)
+    memory_bytes: Size = 512 * 2**20
+    network: NetworkMode = NetworkMode.NONE
+    boot: BootMode = "direct"
+    machine_type: Literal["pc", "q35"] = "pc"
+    agent: AgentProtocol | None = "insula"
+    rng: bool = False
+    serial: bool = True
+
+
+class Kernel(Value):
+    """Files (names within the image's directory) for direct kernel boot, and the kernel's arguments."""
+
+    file: str
+    initrd: str | None = None
+    arguments: str = ""
+
+
+class ImageDisk(Value):
+    """The disk of an image: a file within the image's directory that machines overlay, never write."""
+
+    file: str
+    format: Literal["qcow2", "raw"]
+    virtual_size_bytes: int
+
+
+class Image(Value):
+    """An image as it stands in the store; `manifest.json` of its directory.
+
+    digest: sha256 over the manifest's files. boots: the ways it can boot. agents: the guest agents inside.
+    minimum_memory_bytes: below this the guest would not boot, so it is refused.
+    """
+
+    name: Name
+    digest: str
+    summary: str = ""
+    os: str
+    architecture: str = "x86_64"
+    created: datetime
+    size_bytes: int
+    kernel: Kernel | None = None
+    disk: ImageDisk | None = None
+    boots: tuple[BootMode, ...]
+    agents: tuple[AgentProtocol, ...]
+    cloud_init: bool = False
+    default_user: str = "root"
+    minimum_memory_bytes: Size = 64 * 2**20
+    defaults: ImageDefaults = ImageDefaults()
+
+
+class ImageRef(Value):
+    """Which image a machine was made from, for good: the name may move on, the digest does not."""
+
+    name: Name
+    digest: str
