@@ -1,0 +1,56 @@
+"""The little that control (and the server through it) asks of a node; everything else goes by documents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from insula.engine.agent.protocol import ExecSession
+from insula.engine.protocol import Console
+from insula.model.host import Finding, HostFacts
+from insula.model.image import Image
+from insula.storage.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ExecRequest:
+    """A command for a machine's guest. environment: additions. timeout: seconds to wait for the agent."""
+
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    working_directory: str | None = None
+    user: str | None = None
+    tty: bool = False
+    rows: int = 24
+    columns: int = 80
+    timeout: float = 60.0
+
+
+class NodePort(Protocol):
+    """What a node does for control at once, without an operation."""
+
+    def nudge(self, uid: str) -> None:
+        """Something was written that concerns the machine or image `uid`: look at it now."""
+
+    async def host_facts(self) -> HostFacts: ...
+
+    async def examine_host(self) -> list[Finding]:
+        """What the host has and lacks, each with the command that mends it."""
+
+    async def list_images(self) -> list[Image]: ...
+
+    async def find_image(self, name: str) -> Image:
+        """Raises ImageNotFound, naming the nearest."""
+
+    def list_recipes(self) -> list[Recipe]:
+        """What can be built here."""
+
+    async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
+        """Raises AgentSilent, NoAgent, GuestCommandNotFound, Conflict when the machine does not run."""
+
+    async def open_console(self, uid: str) -> Console:
+        """Raises ConsoleBusy, NoConsole, Conflict when the machine does not run."""
+
+    def read_log(self, uid: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
+        """The serial log."""
