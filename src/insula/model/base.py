@@ -87,6 +87,7 @@ class Document(Value):
 
     kind: ClassVar[str]
     stored_version: ClassVar[int] = 1
+    names_are_unique: ClassVar[bool] = False  # within a project
 
     uid: str
     project: str = "default"

@@ -92,6 +92,7 @@ class Machine(Document):
     """
 
     kind: ClassVar[str] = "machine"
+    names_are_unique: ClassVar[bool] = True
 
     image: ImageRef
     cpus: int
