@@ -1,0 +1,72 @@
+"""A guest agent's port as QEMU offers it on the host: a unix socket that takes one client at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import struct
+import termios
+from pathlib import Path
+
+from insula.engine.agent.protocol import AgentSilent
+from insula.kit.paths import socket_address
+
+
+class Port:
+    """A connected port: reads in chunks, writes with flow control, and knows whether the guest listens."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def read(self) -> bytes:
+        """What has come; empty at the end. Raises OSError."""
+        return await self._reader.read(256 * 1024)
+
+    def post(self, data: bytes) -> None:
+        """Write without waiting: for what is small."""
+        if not self._writer.is_closing():
+            self._writer.write(data)
+
+    async def send(self, data: bytes) -> None:
+        """Write and wait until most of it has left. Raises OSError."""
+        self._writer.write(data)
+        await self._writer.drain()
+
+    def all_taken(self) -> bool:
+        """Whether the other side has read everything we wrote: QEMU reads only what the guest can take.
+
+        A guest that has not opened its port yet leaves our bytes here, and saying them again would only
+        pile them up (SIOCOUTQ, unix(7); for unix sockets the count falls when the peer reads).
+        """
+        transport = self._writer.transport
+        if transport.get_write_buffer_size() > 0:
+            return False
+        endpoint = self._writer.get_extra_info("socket")
+        unread = fcntl.ioctl(endpoint.fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
+        return int(struct.unpack("i", unread)[0]) == 0
+
+    async def close(self) -> None:
+        self._writer.close()
+        try:
+            await self._writer.wait_closed()
+        except OSError:
+            pass  # the other side was gone before us
+
+
+async def open_port(path: Path) -> Port:
+    """Connect to the socket. Raises AgentSilent when nobody listens on it."""
+    address, descriptor = socket_address(path)
+    try:
+        reader, writer = await asyncio.open_unix_connection(address)
+    except OSError as error:
+        raise AgentSilent(
+            f"Nobody listens on the agent socket '{path}'.",
+            hint="The machine does not run, or was started without this agent's port: insula ls.",
+            evidence={"socket": str(path), "waited_seconds": 0},
+        ) from error
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return Port(reader, writer)

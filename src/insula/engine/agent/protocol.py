@@ -1,0 +1,233 @@
+"""What an agent in a guest can do, whichever agent it is, and how it fails.
+
+Unavailable
+├── AgentSilent                nobody answered in time
+├── AgentLost                  the connection ended while a command ran
+├── AgentBusy                  too many commands at once in this guest
+└── GuestFailed                the guest could not do it: out of processes, of memory, of disk
+Invalid
+├── GuestCommandNotFound       exit status 127, as in a shell
+├── GuestCommandNotExecutable  exit status 126, as in a shell
+├── GuestRefused               the guest has no such user or directory; exit status 126
+└── AgentCannot                this agent never can: a terminal over the QEMU guest agent
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from insula.kit.errors import Invalid, Unavailable
+from insula.kit.units import format_duration
+
+StreamName = Literal["stdout", "stderr"]
+ShutdownMode = Literal["poweroff", "reboot"]
+
+
+class AgentSilent(Unavailable):
+    """The guest agent did not answer in time."""
+
+    code = "agent-silent"
+
+
+class AgentLost(Unavailable):
+    """The connection to the guest agent ended."""
+
+    code = "agent-lost"
+
+
+class AgentBusy(Unavailable):
+    """The guest agent runs as many commands as it can."""
+
+    code = "agent-busy"
+
+
+class GuestFailed(Unavailable):
+    """The guest tried and could not."""
+
+    code = "guest-failed"
+
+
+class GuestCommandNotFound(Invalid):
+    """The guest has no such command."""
+
+    code = "guest-command-not-found"
+    exit_status = 127
+
+
+class GuestCommandNotExecutable(Invalid):
+    """The guest has the file, and cannot execute it."""
+
+    code = "guest-command-not-executable"
+    exit_status = 126
+
+
+class GuestRefused(Invalid):
+    """The guest has no such user or working directory."""
+
+    code = "guest-refused"
+    exit_status = 126
+
+
+class AgentCannot(Invalid):
+    """The agent in this guest has no way to do what was asked."""
+
+    code = "agent-cannot"
+
+
+@dataclass(frozen=True)
+class ExitStatus:
+    """How a command ended: by itself with a code, or by a signal. Exactly one of the two is set."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    @property
+    def shell_status(self) -> int:
+        """The status a shell would report: the code, or 128 + the signal's number."""
+        if self.signal is not None:
+            return 128 + self.signal
+        return self.code if self.code is not None else 0
+
+
+@dataclass(frozen=True)
+class Interface:
+    """A network interface of the guest; addresses with their prefix, e.g. 10.0.2.15/24, fe80::1/64."""
+
+    name: str
+    mac: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class GuestInfo:
+    """What the guest says of itself. uptime is in seconds; None if this agent cannot tell."""
+
+    hostname: str
+    addresses: tuple[Interface, ...]
+    os: str
+    kernel: str
+    uptime: float | None
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A command's end and all it printed."""
+
+    status: ExitStatus
+    stdout: bytes
+    stderr: bytes
+
+
+class ExecSession(Protocol):
+    """A command that runs in the guest.
+
+    Output waits in the guest until output() is read: a command that prints much and is not read blocks, as on
+    a full pipe, and wait() alone would then wait for ever. Use `capture` to have everything.
+    """
+
+    async def write_stdin(self, data: bytes) -> None:
+        """Give input, waiting until the command takes it. What it no longer reads is dropped."""
+
+    async def close_stdin(self) -> None:
+        """Say that there is no more input. Call it at once for a command without any: it may wait for it."""
+
+    async def send_signal(self, number: int) -> None:
+        """Signal the command's process group; nothing if it has ended."""
+
+    async def resize(self, rows: int, cols: int) -> None:
+        """Tell the command's terminal its size."""
+
+    def output(self) -> AsyncIterator[tuple[StreamName, bytes]]:
+        """What the command prints as it comes; ends when it has ended and all was delivered. One reader only."""
+
+    async def wait(self) -> ExitStatus:
+        """How the command ended. Raises AgentLost."""
+
+    async def close(self) -> None:
+        """Hang the command up if it still runs, and forget it. May be called twice."""
+
+
+class Agent(Protocol):
+    """The agent of one running guest."""
+
+    kind: str  # "insula" | "qemu"
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        tty: bool = False,
+        rows: int = 24,
+        cols: int = 80,
+    ) -> ExecSession:
+        """Start a command: argv[0] is looked up in the guest's PATH, env is added, user is a name or a uid.
+
+        Without cwd it starts in the user's home. Raises GuestCommandNotFound, GuestCommandNotExecutable,
+        GuestRefused, GuestFailed, AgentBusy, AgentCannot, AgentSilent, AgentLost.
+        """
+
+    async def info(self) -> GuestInfo:
+        """What the guest is, now."""
+
+    async def shutdown(self, mode: ShutdownMode) -> None:
+        """Ask the guest's init system for an orderly end; returns when it was asked, not when it is off."""
+
+    async def ping(self, timeout: float) -> bool:
+        """Whether the agent answers within timeout seconds."""
+
+    async def close(self) -> None:
+        """End the connection; commands that still run are hung up."""
+
+
+async def capture(session: ExecSession, stdin: bytes = b"") -> Captured:
+    """Give a command its input, read all its output, wait for its end, and close the session."""
+    collected: dict[StreamName, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+
+    async def feed() -> None:
+        if stdin:
+            await session.write_stdin(stdin)
+        await session.close_stdin()
+
+    feeder = asyncio.create_task(feed(), name="agent-capture-stdin")
+    try:
+        async for name, data in session.output():
+            collected[name] += data
+        status = await session.wait()
+        await feeder
+    finally:
+        feeder.cancel()
+        await asyncio.gather(feeder, return_exceptions=True)
+        await session.close()
+    return Captured(status, bytes(collected["stdout"]), bytes(collected["stderr"]))
+
+
+def silent(what: str, waited: float, cause: BaseException | None = None) -> AgentSilent:
+    """The AgentSilent for an agent (or a request to it) that gave no answer in `waited` seconds."""
+    error = AgentSilent(
+        f"{what} gave no answer in {format_duration(waited)}.",
+        hint="The guest may still be booting, be paused, or not run the agent; its console shows: insula logs.",
+        evidence={"waited_seconds": round(waited, 3)},
+        retry_after=1.0,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def command_not_found(command: str) -> GuestCommandNotFound:
+    return GuestCommandNotFound(
+        f"The guest has no command '{command}'.",
+        hint="Check the spelling, give the full path, or install it in the guest.",
+    )
+
+
+def command_not_executable(command: str) -> GuestCommandNotExecutable:
+    return GuestCommandNotExecutable(
+        f"The guest cannot execute '{command}'.",
+        hint="Check that it is a program for this guest with the execute permission: chmod +x.",
+    )

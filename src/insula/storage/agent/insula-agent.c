@@ -1,0 +1,1134 @@
+/* insula-agent: runs commands in a Linux guest for the host, over one byte channel.
+ *
+ *     insula-agent [--shutdown PROGRAM] DEVICE     a virtio-serial port: its path, or its name
+ *     insula-agent [--shutdown PROGRAM] --fd N     an inherited socket, connected or listening (tests)
+ *
+ * The protocol is docs/reference/guest-agent.md. One thread, one poll() loop, no memory that grows:
+ *
+ *     channel --read--> in_buf --parse--> handlers --> streams (a command each)
+ *     channel <-write-- out_buf <--frames-- replies, output of commands
+ *
+ * Nobody may block the loop. Output of commands is read only while the host granted credit for it and
+ * out_buf has room, so a slow reader on the host stops its own command and no other. What waits for room sets
+ * `starved`, and the loop comes back to it. Whenever the channel breaks or its bytes make no sense, the
+ * session ends: commands get SIGHUP and are forgotten, and we hunt for the next SYNC.
+ *
+ * Users come from /etc/passwd and /etc/group alone: a static program cannot load glibc's NSS modules.
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <ifaddrs.h>
+#include <limits.h>
+#include <net/if.h>
+#include <netpacket/packet.h>
+#include <poll.h>
+#include <pwd.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/reboot.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    VERSION = 1,
+    HEADER = 16, /* magic, type, 3 zero bytes, stream, length */
+    SEAL = 4,    /* after the payload: the low half of the session's nonce */
+    MAX_PAYLOAD = 64 * 1024,
+    MAX_FRAME = HEADER + MAX_PAYLOAD + SEAL,
+    SYNC_PAYLOAD = 12, /* nonce, version */
+    SYNC_FRAME = HEADER + SYNC_PAYLOAD + SEAL,
+    MAX_STREAMS = 64,
+    MAX_WORDS = 4096,
+    STDIN_WINDOW = 128 * 1024, /* what the host may send ahead to one command */
+    CHUNK = 32 * 1024,
+    IN_SIZE = 2 * MAX_FRAME,
+    OUT_SIZE = 4 * MAX_FRAME,
+    SMALL = 512, /* room for any frame that is neither output nor INFO_REPLY */
+    QUIET_MS = 100,
+    ENDLESS_MS = 1000,
+    REOPEN_MS = 100,
+    WAIT_HOST_MS = 1000,
+};
+static const uint32_t MAGIC = 0x534e4989; /* 89 'I' 'N' 'S' on the wire: not text, not UTF-8 */
+
+enum type {
+    SYNC = 1, SYNC_REPLY, PING, PONG, INFO, INFO_REPLY, SHUTDOWN, SHUTDOWN_REPLY,
+    EXEC = 16, STARTED, STDIN, STDIN_EOF, STDOUT, STDERR, WINDOW, SIGNAL, RESIZE, EXIT, CLOSE,
+    ERROR = 31,
+};
+enum reason { R_PROTOCOL = 1, R_EXEC, R_CWD, R_USER, R_BUSY, R_SYSTEM, R_UNSUPPORTED };
+enum capability { CAN_TTY = 1, CAN_USER = 2 };
+enum exec_flag { FLAG_TTY = 1 };
+
+struct stream {
+    bool used, tty, reaped, stdin_eof;
+    uint32_t id;
+    pid_t pid;             /* also its session and process group */
+    int status_fd;         /* the child's word why it could not exec; EOF: it did */
+    int in_fd, out_fd, err_fd;
+    int in_poll, out_poll, err_poll, status_poll; /* places in this round's pollfds, or -1 */
+    uint32_t credit;       /* bytes of output the host is ready to take */
+    uint8_t *in_buf;       /* STDIN_WINDOW bytes, from the first STDIN on */
+    size_t in_start, in_len;
+    uint32_t in_owed;      /* bytes given to the command, not yet granted to the host again */
+    int wait_status;
+    int64_t exited_at, quiet_since;
+    size_t unread;         /* what lay in the pipes when the child ended: its own words, never dropped */
+};
+
+static struct {
+    const char *device; /* NULL with --fd */
+    int listen_fd;      /* -1 unless --fd is a listening socket */
+    int fd;             /* -1 while there is none */
+    int edge_fd;        /* epoll on fd, edge-triggered, see watch_edges() */
+    bool no_host;       /* the port is open here, and closed on the host's side */
+} channel = {.listen_fd = -1, .fd = -1, .edge_fd = -1};
+
+static struct stream streams[MAX_STREAMS];
+static uint8_t in_buf[IN_SIZE], out_buf[OUT_SIZE];
+static size_t in_len, out_start, out_len;
+static bool in_session, starved;
+static uint32_t session_seal;
+static int child_signals = -1; /* signalfd for SIGCHLD */
+static int shutdown_mode = -1; /* waits for its reply to leave */
+static const char *shutdown_program;
+
+static void session_end(void);
+static void channel_hangup(int error);
+
+static int64_t now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static void close_fd(int *fd) {
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static void set_nonblocking(int fd) { fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); }
+
+/* ---- Reading and writing payloads: little endian, strings with a 32-bit length ---------------------- */
+
+struct reader {
+    uint8_t *at, *end;
+    bool bad;
+};
+struct writer {
+    uint8_t *at, *end;
+};
+
+static uint64_t load(const uint8_t *p, int bytes) {
+    uint64_t value = 0;
+    for (int i = 0; i < bytes; i++)
+        value |= (uint64_t)p[i] << (8 * i);
+    return value;
+}
+
+static void store(uint8_t *p, uint64_t value, int bytes) {
+    for (int i = 0; i < bytes; i++)
+        p[i] = (uint8_t)(value >> (8 * i));
+}
+
+static uint32_t take(struct reader *r, int bytes) {
+    if (r->end - r->at < bytes) {
+        r->bad = true;
+        return 0;
+    }
+    r->at += bytes;
+    return (uint32_t)load(r->at - bytes, bytes);
+}
+
+/* The string in place, moved over its own length so that there is room for the NUL. */
+static char *take_string(struct reader *r) {
+    static char empty[1];
+    uint32_t length = take(r, 4);
+    if (r->bad || length > (size_t)(r->end - r->at) || memchr(r->at, 0, length)) {
+        r->bad = true;
+        return empty;
+    }
+    char *text = (char *)r->at - 4;
+    memmove(text, r->at, length);
+    text[length] = 0;
+    r->at += length;
+    return text;
+}
+
+static void put(struct writer *w, uint64_t value, int bytes) {
+    if (w->end - w->at < bytes)
+        return;
+    store(w->at, value, bytes);
+    w->at += bytes;
+}
+
+static void put_string(struct writer *w, const char *text) {
+    size_t length = strlen(text), room = (size_t)(w->end - w->at);
+    if (room < 4)
+        return;
+    if (length > room - 4)
+        length = room - 4;
+    put(w, length, 4);
+    memcpy(w->at, text, length);
+    w->at += length;
+}
+
+/* ---- Frames to the host ------------------------------------------------------------------------------ */
+
+static bool has_room(size_t bytes) {
+    if (OUT_SIZE - out_len >= bytes)
+        return true;
+    starved = true;
+    return false;
+}
+
+/* Where the payload of the next frame goes; the caller has asked has_room(). */
+static uint8_t *frame_payload(size_t length) {
+    if (OUT_SIZE - out_start - out_len < HEADER + length + SEAL) {
+        memmove(out_buf, out_buf + out_start, out_len);
+        out_start = 0;
+    }
+    return out_buf + out_start + out_len + HEADER;
+}
+
+static void frame_end(enum type type, uint32_t stream, size_t length) {
+    uint8_t *header = out_buf + out_start + out_len;
+    store(header, MAGIC, 4);
+    store(header + 4, type, 4);
+    store(header + 8, stream, 4);
+    store(header + 12, length, 4);
+    store(header + HEADER + length, session_seal, SEAL);
+    out_len += HEADER + length + SEAL;
+}
+
+static void send_frame(enum type type, uint32_t stream, const void *payload, size_t length) {
+    uint8_t *to = frame_payload(length);
+    if (length > 0)
+        memcpy(to, payload, length);
+    frame_end(type, stream, length);
+}
+
+static void send_error(uint32_t stream, enum reason reason, int error, const char *text) {
+    uint8_t payload[256];
+    struct writer w = {payload, payload + sizeof payload};
+    put(&w, reason, 4);
+    put(&w, (uint32_t)error, 4);
+    put_string(&w, text);
+    send_frame(ERROR, stream, payload, (size_t)(w.at - payload));
+}
+
+/* The host's bytes make no sense: nothing that follows can be trusted until the next SYNC. */
+static void protocol_error(const char *text) {
+    if (has_room(SMALL))
+        send_error(0, R_PROTOCOL, EPROTO, text);
+    session_end();
+}
+
+/* ---- Commands ---------------------------------------------------------------------------------------- */
+
+struct request { /* an EXEC, decoded */
+    uint32_t window, flags;
+    struct winsize size;
+    char *argv[MAX_WORDS + 1], *env[MAX_WORDS + 1];
+    char *cwd, *user;
+};
+
+struct identity {
+    uid_t uid;
+    gid_t gid, groups[256];
+    size_t group_count;
+    char name[256], home[PATH_MAX], shell[PATH_MAX];
+};
+
+static struct stream *find_stream(uint32_t id) {
+    for (size_t i = 0; i < MAX_STREAMS; i++)
+        if (streams[i].used && streams[i].id == id)
+            return &streams[i];
+    return NULL;
+}
+
+static void forget_stream(struct stream *s) {
+    close_fd(&s->status_fd);
+    close_fd(&s->in_fd);
+    close_fd(&s->out_fd);
+    close_fd(&s->err_fd);
+    free(s->in_buf);
+    *s = (struct stream){.used = false};
+}
+
+/* Until the child has called setsid there is no group of its own: then the signal is for it alone. */
+static void signal_stream(struct stream *s, int number) {
+    if (s->reaped)
+        return; /* its pid may be somebody else's by now */
+    if (s->tty && (number == SIGINT || number == SIGQUIT || number == SIGTSTP)) {
+        pid_t foreground = tcgetpgrp(s->out_fd); /* as the keys would, which a shell's job hears, not the shell */
+        if (foreground > 0 && kill(-foreground, number) == 0)
+            return;
+    }
+    if (kill(-s->pid, number) < 0 && errno == ESRCH)
+        kill(s->pid, number);
+}
+
+static void hang_up_stream(struct stream *s) {
+    signal_stream(s, SIGHUP);
+    signal_stream(s, SIGCONT); /* a stopped process gets its SIGHUP only when it goes on */
+    forget_stream(s);
+}
+
+static void session_end(void) {
+    for (size_t i = 0; i < MAX_STREAMS; i++)
+        if (streams[i].used)
+            hang_up_stream(&streams[i]);
+    in_session = false;
+}
+
+static bool find_identity(const char *who, struct identity *id) {
+    char *rest;
+    unsigned long number = strtoul(who, &rest, 10);
+    bool numeric = *who && !*rest, found = false;
+    struct passwd *p;
+    FILE *file = fopen("/etc/passwd", "re");
+    while (file && !found && (p = fgetpwent(file))) {
+        if (numeric ? p->pw_uid != number : strcmp(p->pw_name, who) != 0)
+            continue;
+        found = true;
+        id->uid = p->pw_uid;
+        id->gid = p->pw_gid;
+        snprintf(id->name, sizeof id->name, "%s", p->pw_name);
+        snprintf(id->home, sizeof id->home, "%s", p->pw_dir);
+        snprintf(id->shell, sizeof id->shell, "%s", p->pw_shell);
+    }
+    if (file)
+        fclose(file);
+    if (!found || !(file = fopen("/etc/group", "re")))
+        return found;
+    id->groups[id->group_count++] = id->gid;
+    struct group *g;
+    while ((g = fgetgrent(file)))
+        for (char **member = g->gr_mem; *member && id->group_count < 256; member++)
+            if (strcmp(*member, id->name) == 0)
+                id->groups[id->group_count++] = g->gr_gid;
+    fclose(file);
+    return true;
+}
+
+static _Noreturn void child_fail(int status_fd, enum reason reason, int error) {
+    uint32_t word[2] = {reason, (uint32_t)error};
+    if (write(status_fd, word, sizeof word) < 0)
+        _exit(126);
+    _exit(127);
+}
+
+static void become_user(struct request *r, struct identity *id, int status_fd) {
+    char own[16];
+    snprintf(own, sizeof own, "%u", (unsigned)geteuid());
+    bool known = find_identity(*r->user ? r->user : own, id);
+    if (!known && *r->user)
+        child_fail(status_fd, R_USER, ENOENT);
+    if (!known)
+        strcpy(id->home, "/");
+    if (!*r->user || id->uid == geteuid())
+        return;
+    if (setgroups(id->group_count, id->groups) < 0 || setgid(id->gid) < 0 || setuid(id->uid) < 0)
+        child_fail(status_fd, R_USER, errno);
+}
+
+/* A clean environment: what an init system gave to us (NOTIFY_SOCKET ...) is not the command's. */
+static void build_environment(struct request *r, struct identity *id) {
+    clearenv();
+    setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
+    setenv("HOME", id->home, 1);
+    if (*id->name) {
+        setenv("USER", id->name, 1);
+        setenv("LOGNAME", id->name, 1);
+        setenv("SHELL", *id->shell ? id->shell : "/bin/sh", 1);
+    }
+    if (r->flags & FLAG_TTY)
+        setenv("TERM", "xterm", 1);
+    for (char **word = r->env; *word; word++)
+        putenv(*word);
+}
+
+static _Noreturn void run_child(struct request *r, int in, int out, int err, int status_fd) {
+    struct identity id = {.uid = geteuid()};
+    sigset_t none;
+    sigemptyset(&none);
+    signal(SIGPIPE, SIG_DFL);
+    signal(SIGHUP, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setsid();
+    if (r->flags & FLAG_TTY)
+        ioctl(in, TIOCSCTTY, 0);
+    if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
+        child_fail(status_fd, R_SYSTEM, errno);
+    umask(022);
+    become_user(r, &id, status_fd);
+    build_environment(r, &id);
+    if (*r->cwd ? chdir(r->cwd) < 0 : chdir(id.home) < 0 && chdir("/") < 0)
+        child_fail(status_fd, R_CWD, errno);
+    execvp(r->argv[0], r->argv);
+    child_fail(status_fd, R_EXEC, errno);
+}
+
+/* theirs: the child's stdin, stdout, stderr; ours: the other ends. Returns an errno, 0 for success. */
+static int open_tty(struct request *r, int theirs[3], int ours[3]) {
+    char name[64];
+    int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (master < 0)
+        return errno;
+    ours[1] = master;
+    if (grantpt(master) < 0 || unlockpt(master) < 0 || ptsname_r(master, name, sizeof name) != 0)
+        return errno;
+    ioctl(master, TIOCSWINSZ, &r->size);
+    for (int i = 0; i < 3; i++)
+        if ((theirs[i] = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0)
+            return errno;
+    return (ours[0] = fcntl(master, F_DUPFD_CLOEXEC, 0)) < 0 ? errno : 0;
+}
+
+static int open_pipes(int theirs[3], int ours[3]) {
+    for (int i = 0; i < 3; i++) {
+        int ends[2]; /* read, write */
+        if (pipe2(ends, O_CLOEXEC) < 0)
+            return errno;
+        theirs[i] = ends[i == 0 ? 0 : 1];
+        ours[i] = ends[i == 0 ? 1 : 0];
+    }
+    return 0;
+}
+
+static void start_command(struct stream *s, struct request *r) {
+    int theirs[3] = {-1, -1, -1}, ours[3] = {-1, -1, -1}, status[2] = {-1, -1};
+    s->tty = r->flags & FLAG_TTY;
+    int error = s->tty ? open_tty(r, theirs, ours) : open_pipes(theirs, ours);
+    if (!error && pipe2(status, O_CLOEXEC) < 0)
+        error = errno;
+    if (!error && (s->pid = fork()) < 0)
+        error = errno;
+    if (!error && s->pid == 0)
+        run_child(r, theirs[0], theirs[1], theirs[2], status[1]);
+    for (int i = 0; i < 3; i++) {
+        close_fd(&theirs[i]);
+        if (ours[i] >= 0)
+            set_nonblocking(ours[i]);
+    }
+    close_fd(&status[1]);
+    s->in_fd = ours[0];
+    s->out_fd = ours[1];
+    s->err_fd = ours[2];
+    s->status_fd = status[0];
+    if (error) {
+        send_error(s->id, R_SYSTEM, error, strerror(error));
+        forget_stream(s);
+    } else {
+        set_nonblocking(s->status_fd);
+    }
+}
+
+static void take_words(struct reader *p, char **words) {
+    uint32_t count = take(p, 4);
+    if (count > MAX_WORDS)
+        p->bad = true;
+    for (uint32_t i = 0; i < count && !p->bad; i++)
+        *words++ = take_string(p);
+    *words = NULL;
+}
+
+static void handle_exec(uint32_t id, struct reader *p) {
+    static struct request r;
+    r.window = take(p, 4);
+    r.flags = take(p, 4);
+    r.size = (struct winsize){.ws_row = (uint16_t)take(p, 2)};
+    r.size.ws_col = (uint16_t)take(p, 2);
+    take_words(p, r.argv);
+    take_words(p, r.env);
+    r.cwd = take_string(p);
+    r.user = take_string(p);
+    for (char **word = r.env; !p->bad && *word; word++)
+        if (!strchr(*word, '='))
+            p->bad = true;
+    if (p->bad || p->at != p->end || !r.argv[0] || id == 0 || find_stream(id)) {
+        protocol_error("malformed EXEC");
+        return;
+    }
+    struct stream *s = streams;
+    while (s < streams + MAX_STREAMS && s->used)
+        s++;
+    if (s == streams + MAX_STREAMS) {
+        send_error(id, R_BUSY, EAGAIN, "too many commands at once");
+        return;
+    }
+    *s = (struct stream){.used = true, .id = id, .credit = r.window,
+                         .in_poll = -1, .out_poll = -1, .err_poll = -1, .status_poll = -1};
+    start_command(s, &r);
+}
+
+/* A command that stopped reading loses what was meant for it, like a writer into a closed pipe. */
+static void drop_stdin(struct stream *s) {
+    s->in_owed += (uint32_t)s->in_len;
+    s->in_len = 0;
+    close_fd(&s->in_fd);
+}
+
+static void end_stdin(struct stream *s) {
+    struct termios settings;
+    if (s->tty && s->in_fd >= 0 && tcgetattr(s->in_fd, &settings) == 0 && (settings.c_lflag & ICANON) &&
+        write(s->in_fd, &settings.c_cc[VEOF], 1) < 0 && errno == EAGAIN)
+        return; /* closing a terminal would hang it up, so it gets the key that ends input */
+    close_fd(&s->in_fd);
+}
+
+static void write_stdin(struct stream *s) {
+    while (s->in_len > 0 && s->in_fd >= 0) {
+        ssize_t n = write(s->in_fd, s->in_buf + s->in_start, s->in_len);
+        if (n < 0) {
+            if (errno != EAGAIN && errno != EINTR)
+                drop_stdin(s);
+            break;
+        }
+        s->in_start += (size_t)n;
+        s->in_len -= (size_t)n;
+        s->in_owed += (uint32_t)n;
+    }
+    if (s->in_len == 0)
+        s->in_start = 0;
+    if (s->in_len == 0 && s->stdin_eof)
+        end_stdin(s);
+}
+
+static void handle_stdin(struct stream *s, struct reader *p) {
+    size_t length = (size_t)(p->end - p->at);
+    /* in_owed counts against the window until it is granted: the host has not been told that it is free. */
+    if (length > STDIN_WINDOW - s->in_len - s->in_owed || s->stdin_eof) {
+        protocol_error("STDIN beyond the window or after STDIN_EOF");
+        return;
+    }
+    if (s->in_fd < 0) { /* nobody reads: take it and drop it, as the host cannot know yet */
+        s->in_owed += (uint32_t)length;
+        return;
+    }
+    if (!s->in_buf && !(s->in_buf = malloc(STDIN_WINDOW))) {
+        protocol_error("out of memory");
+        return;
+    }
+    if (STDIN_WINDOW - s->in_start - s->in_len < length) {
+        memmove(s->in_buf, s->in_buf + s->in_start, s->in_len);
+        s->in_start = 0;
+    }
+    memcpy(s->in_buf + s->in_start + s->in_len, p->at, length);
+    s->in_len += length;
+    write_stdin(s);
+}
+
+static void grant_stdin(struct stream *s) {
+    bool due = s->in_owed >= STDIN_WINDOW / 2 || (s->in_owed > 0 && s->in_len == 0);
+    if (!due || s->stdin_eof || !has_room(MAX_FRAME))
+        return;
+    uint8_t payload[4];
+    store(payload, s->in_owed, 4);
+    send_frame(WINDOW, s->id, payload, sizeof payload);
+    s->in_owed = 0;
+}
+
+/* Output may fill out_buf only so far that the next request of the host still has room for its answer. */
+static bool may_read_output(const struct stream *s) {
+    return s->status_fd < 0 && s->credit > 0 && has_room(MAX_FRAME + HEADER + CHUNK + SEAL);
+}
+
+static void read_output(struct stream *s, int *fd, enum type type) {
+    if (!may_read_output(s))
+        return;
+    size_t want = s->credit < CHUNK ? s->credit : CHUNK;
+    ssize_t n = read(*fd, frame_payload(want), want);
+    if (n > 0) {
+        frame_end(type, s->id, (size_t)n);
+        s->credit -= (uint32_t)n;
+        s->unread -= (size_t)n < s->unread ? (size_t)n : s->unread;
+        s->quiet_since = now_ms();
+    } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+        close_fd(fd); /* EIO is how a terminal without anybody on it ends */
+    }
+}
+
+static void read_start(struct stream *s) {
+    uint32_t word[2];
+    if (!has_room(MAX_FRAME))
+        return;
+    ssize_t n = read(s->status_fd, word, sizeof word);
+    if (n < 0)
+        return;
+    if (n == sizeof word) {
+        send_error(s->id, (enum reason)word[0], (int)word[1], strerror((int)word[1]));
+        forget_stream(s);
+        return;
+    }
+    close_fd(&s->status_fd);
+    uint8_t payload[4];
+    store(payload, (uint32_t)s->pid, 4);
+    send_frame(STARTED, s->id, payload, sizeof payload);
+}
+
+/* When the command is over although its pipes are open: a grandchild has them, and has said nothing for a
+ * moment. One that never falls silent (`yes &`) is cut off once all that lay there at the end was read. */
+static int64_t ms_until_over(const struct stream *s, int64_t now) {
+    if (s->out_fd < 0 && s->err_fd < 0)
+        return 0;
+    if (s->credit == 0 || OUT_SIZE - out_len < 2 * MAX_FRAME)
+        return INT_MAX; /* silent because we do not listen */
+    int64_t quiet = s->quiet_since + QUIET_MS - now, endless = s->exited_at + ENDLESS_MS - now;
+    int64_t left = s->unread == 0 && endless < quiet ? endless : quiet;
+    return left > 0 ? left : 0;
+}
+
+static void finish_command(struct stream *s) {
+    uint8_t payload[8];
+    bool killed = WIFSIGNALED(s->wait_status);
+    store(payload, killed, 4);
+    store(payload + 4, (uint32_t)(killed ? WTERMSIG(s->wait_status) : WEXITSTATUS(s->wait_status)), 4);
+    send_frame(EXIT, s->id, payload, sizeof payload);
+    forget_stream(s);
+}
+
+static void reap_children(void) {
+    struct signalfd_siginfo ignored;
+    int status;
+    pid_t pid;
+    while (read(child_signals, &ignored, sizeof ignored) > 0)
+        continue;
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0) {
+        for (struct stream *s = streams; s < streams + MAX_STREAMS; s++) {
+            int waiting = 0;
+            if (!s->used || s->reaped || s->pid != pid)
+                continue;
+            s->reaped = true;
+            s->wait_status = status;
+            s->exited_at = s->quiet_since = now_ms();
+            if (s->out_fd >= 0 && ioctl(s->out_fd, FIONREAD, &waiting) == 0)
+                s->unread += (size_t)waiting;
+            if (s->err_fd >= 0 && ioctl(s->err_fd, FIONREAD, &waiting) == 0)
+                s->unread += (size_t)waiting;
+            drop_stdin(s);
+        }
+    }
+}
+
+/* ---- What the guest is, and ending it ------------------------------------------------------------------ */
+
+static void put_os(struct writer *w) {
+    char line[512];
+    FILE *file = fopen("/etc/os-release", "re");
+    while (file && fgets(line, sizeof line, file)) {
+        if (strncmp(line, "PRETTY_NAME=", 12) != 0)
+            continue;
+        char *name = line + 12;
+        name[strcspn(name, "\n")] = 0;
+        if (*name == '"' || *name == '\'') {
+            name++;
+            name[strcspn(name, "\"'")] = 0;
+        }
+        put_string(w, name);
+        fclose(file);
+        return;
+    }
+    if (file)
+        fclose(file);
+    put_string(w, "Linux");
+}
+
+static void put_address(struct writer *w, const struct ifaddrs *a) {
+    char text[INET6_ADDRSTRLEN], with_prefix[INET6_ADDRSTRLEN + 16];
+    bool six = a->ifa_addr->sa_family == AF_INET6;
+    size_t where = six ? offsetof(struct sockaddr_in6, sin6_addr) : offsetof(struct sockaddr_in, sin_addr);
+    int prefix = 0;
+    inet_ntop(a->ifa_addr->sa_family, (const uint8_t *)a->ifa_addr + where, text, sizeof text);
+    for (size_t i = 0; a->ifa_netmask && i < (six ? 16u : 4u); i++)
+        prefix += __builtin_popcount(((const uint8_t *)a->ifa_netmask)[where + i]);
+    snprintf(with_prefix, sizeof with_prefix, "%s/%d", text, prefix);
+    put_string(w, with_prefix);
+}
+
+static void put_interface(struct writer *w, const struct ifaddrs *all, const struct ifaddrs *link) {
+    const struct sockaddr_ll *hardware = (const void *)link->ifa_addr;
+    char mac[3 * 8 + 1] = "";
+    for (int i = 0; i < hardware->sll_halen && i < 8; i++)
+        sprintf(mac + strlen(mac), i ? ":%02x" : "%02x", hardware->sll_addr[i]);
+    put_string(w, link->ifa_name);
+    put_string(w, mac);
+    uint8_t *count_at = w->at;
+    uint32_t count = 0;
+    put(w, 0, 4);
+    for (const struct ifaddrs *a = all; a && w->end - w->at > 256; a = a->ifa_next) {
+        if (!a->ifa_addr || strcmp(a->ifa_name, link->ifa_name) != 0)
+            continue;
+        if (a->ifa_addr->sa_family == AF_INET || a->ifa_addr->sa_family == AF_INET6) {
+            put_address(w, a);
+            count++;
+        }
+    }
+    store(count_at, count, 4);
+}
+
+static void handle_info(uint32_t stream) {
+    uint8_t *payload = frame_payload(MAX_PAYLOAD);
+    struct writer w = {payload, payload + MAX_PAYLOAD};
+    struct utsname system;
+    struct timespec up;
+    struct ifaddrs *all = NULL;
+    uname(&system);
+    clock_gettime(CLOCK_BOOTTIME, &up);
+    put_string(&w, system.nodename);
+    put_os(&w);
+    put_string(&w, system.release);
+    put(&w, (uint64_t)up.tv_sec * 1000 + (uint64_t)up.tv_nsec / 1000000, 8);
+    uint8_t *count_at = w.at;
+    uint32_t count = 0;
+    put(&w, 0, 4);
+    if (getifaddrs(&all) < 0)
+        all = NULL; /* a kernel without network: no interfaces */
+    for (struct ifaddrs *a = all; a && w.end - w.at > 1024; a = a->ifa_next)
+        if (a->ifa_addr && a->ifa_addr->sa_family == AF_PACKET) {
+            put_interface(&w, all, a);
+            count++;
+        }
+    if (all)
+        freeifaddrs(all);
+    store(count_at, count, 4);
+    frame_end(INFO_REPLY, stream, (size_t)(w.at - payload));
+}
+
+/* A shell as PID 1 (our micro image) hears no request to power off, and nobody else would stop its children. */
+static bool init_is_shell(void) {
+    static const char *const shells[] = {"sh", "ash", "bash", "dash", "hush", "busybox"};
+    char words[256] = "";
+    FILE *file = fopen("/proc/1/cmdline", "re");
+    size_t length = file ? fread(words, 1, sizeof words - 2, file) : 0;
+    if (file)
+        fclose(file);
+    words[length] = 0;
+    char *name = strrchr(words, '/');
+    name = name ? name + 1 : words;
+    for (size_t i = 0; i < sizeof shells / sizeof *shells; i++)
+        if (strcmp(name, shells[i]) == 0)
+            return true;
+    return false;
+}
+
+static void run_shutdown(int mode) {
+    static const char *const verbs[] = {"poweroff", "reboot", "halt"};
+    static const int commands[] = {RB_POWER_OFF, RB_AUTOBOOT, RB_HALT_SYSTEM};
+    if (fork() != 0)
+        return;
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    setsid();
+    if (shutdown_program) {
+        execl(shutdown_program, shutdown_program, verbs[mode], (char *)NULL);
+        _exit(127);
+    }
+    setenv("PATH", "/sbin:/usr/sbin:/bin:/usr/bin", 1);
+    if (!init_is_shell()) {
+        execlp(verbs[mode], verbs[mode], (char *)NULL);
+        execlp("systemctl", "systemctl", verbs[mode], (char *)NULL);
+        execlp("busybox", "busybox", verbs[mode], (char *)NULL);
+    }
+    kill(-1, SIGTERM); /* all but PID 1 and this process */
+    nanosleep(&(struct timespec){.tv_nsec = 200 * 1000 * 1000}, NULL);
+    sync();
+    int trigger = open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC);
+    if (trigger >= 0 && write(trigger, "u", 1) == 1) /* remount everything read-only */
+        sync();
+    reboot(commands[mode]);
+    _exit(1);
+}
+
+static void handle_shutdown(uint32_t stream, struct reader *p) {
+    uint32_t mode = take(p, 1);
+    if (p->bad || mode > 2) {
+        protocol_error("malformed SHUTDOWN");
+        return;
+    }
+    send_frame(SHUTDOWN_REPLY, stream, NULL, 0);
+    shutdown_mode = (int)mode;
+}
+
+/* ---- Frames from the host ------------------------------------------------------------------------------ */
+
+static void handle_sync(const uint8_t *payload) {
+    uint8_t reply[24];
+    session_end();
+    out_len = 0; /* meant for the session before */
+    in_session = true;
+    session_seal = (uint32_t)load(payload, 4);
+    memcpy(reply, payload, 8);
+    store(reply + 8, VERSION, 4);
+    store(reply + 12, CAN_TTY | CAN_USER, 4);
+    store(reply + 16, MAX_STREAMS, 4);
+    store(reply + 20, STDIN_WINDOW, 4);
+    send_frame(SYNC_REPLY, 0, reply, sizeof reply);
+}
+
+static void handle_stream_frame(enum type type, struct stream *s, struct reader *p) {
+    uint32_t first = type == STDIN ? 0 : take(p, type == RESIZE ? 2 : type == STDIN_EOF || type == CLOSE ? 0 : 4);
+    switch (type) {
+    case STDIN:
+        handle_stdin(s, p);
+        break;
+    case STDIN_EOF:
+        s->stdin_eof = true;
+        write_stdin(s);
+        break;
+    case WINDOW:
+        if (p->bad || first > UINT32_MAX / 2 || s->credit > UINT32_MAX / 2) {
+            protocol_error("malformed WINDOW");
+            return;
+        }
+        s->credit += first;
+        s->quiet_since = now_ms(); /* it is silent from now on, if it is */
+        break;
+    case SIGNAL:
+        if (p->bad || first == 0 || first > 64)
+            protocol_error("malformed SIGNAL");
+        else
+            signal_stream(s, (int)first);
+        break;
+    case RESIZE: {
+        struct winsize size = {.ws_row = (uint16_t)first, .ws_col = (uint16_t)take(p, 2)};
+        if (p->bad)
+            protocol_error("malformed RESIZE");
+        else if (s->tty && s->out_fd >= 0)
+            ioctl(s->out_fd, TIOCSWINSZ, &size);
+        break;
+    }
+    default: /* CLOSE */
+        hang_up_stream(s);
+    }
+}
+
+static void handle_frame(enum type type, uint32_t id, uint8_t *payload, size_t length) {
+    struct reader p = {payload, payload + length, false};
+    struct stream *s;
+    switch (type) {
+    case PING:
+        send_frame(PONG, id, payload, length);
+        break;
+    case INFO:
+        handle_info(id);
+        break;
+    case SHUTDOWN:
+        handle_shutdown(id, &p);
+        break;
+    case EXEC:
+        handle_exec(id, &p);
+        break;
+    case STDIN: case STDIN_EOF: case WINDOW: case SIGNAL: case RESIZE: case CLOSE:
+        s = find_stream(id); /* NULL: it has ended, and the host could not know yet */
+        if (s)
+            handle_stream_frame(type, s, &p);
+        break;
+    default:
+        send_error(id, R_UNSUPPORTED, ENOSYS, "unknown frame type");
+    }
+}
+
+static bool is_sync(const uint8_t *frame) {
+    return load(frame, 4) == MAGIC && load(frame + 4, 4) == SYNC && load(frame + 8, 4) == 0 &&
+           load(frame + 12, 4) == SYNC_PAYLOAD &&
+           memcmp(frame + HEADER, frame + HEADER + SYNC_PAYLOAD, SEAL) == 0;
+}
+
+/* Bytes to drop before the next SYNC, or as many as surely hold none. */
+static size_t hunt(const uint8_t *at, size_t length) {
+    size_t i = 0;
+    while (length - i >= SYNC_FRAME && !is_sync(at + i))
+        i++;
+    return i;
+}
+
+/* How many bytes were dealt with; 0: a frame is not complete, or its answer has no room yet. */
+static size_t parse_one(uint8_t *at, size_t left) {
+    if (left >= SYNC_FRAME && is_sync(at)) {
+        handle_sync(at + HEADER);
+        return SYNC_FRAME;
+    }
+    if (!in_session)
+        return left >= SYNC_FRAME ? hunt(at, left) : 0;
+    if (left < HEADER)
+        return 0;
+    uint32_t type = (uint32_t)load(at + 4, 4), id = (uint32_t)load(at + 8, 4);
+    size_t length = load(at + 12, 4);
+    if (load(at, 4) != MAGIC || length > MAX_PAYLOAD) {
+        protocol_error("malformed header");
+        return 1;
+    }
+    if (left < HEADER + length + SEAL || (type == SYNC && left < SYNC_FRAME) || !has_room(MAX_FRAME))
+        return 0;
+    if (type == SYNC || load(at + HEADER + length, SEAL) != session_seal) {
+        protocol_error("wrong seal"); /* a frame cut short by a host that died: the SYNC may be inside it */
+        return 1;
+    }
+    handle_frame((enum type)type, id, at + HEADER, length);
+    return HEADER + length + SEAL;
+}
+
+static void parse_input(void) {
+    size_t at = 0, used;
+    while (at < in_len && (used = parse_one(in_buf + at, in_len - at)) > 0)
+        at += used;
+    in_len -= at;
+    memmove(in_buf, in_buf + at, in_len);
+}
+
+/* ---- The channel --------------------------------------------------------------------------------------- */
+
+/* A port by its name: without udev (our micro image) there is no /dev/virtio-ports. */
+static int open_by_name(const char *name) {
+    char path[PATH_MAX], found[128];
+    struct dirent *entry;
+    int fd = -1;
+    DIR *ports = opendir("/sys/class/virtio-ports");
+    while (ports && fd < 0 && (entry = readdir(ports))) {
+        snprintf(path, sizeof path, "/sys/class/virtio-ports/%s/name", entry->d_name);
+        FILE *file = fopen(path, "re");
+        bool match = file && fgets(found, sizeof found, file);
+        if (file)
+            fclose(file);
+        if (!match)
+            continue;
+        found[strcspn(found, "\n")] = 0;
+        if (strcmp(found, name) != 0)
+            continue;
+        snprintf(path, sizeof path, "/dev/%s", entry->d_name);
+        fd = open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    }
+    if (ports)
+        closedir(ports);
+    return fd;
+}
+
+/* A port that has hung up says so without end, which poll() would spin on. An edge-triggered epoll speaks
+ * only when something changes: the driver wakes its waiters when the host opens the port again. */
+static void watch_edges(void) {
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    channel.edge_fd = epoll_create1(EPOLL_CLOEXEC);
+    epoll_ctl(channel.edge_fd, EPOLL_CTL_ADD, channel.fd, &event);
+}
+
+static void open_channel(void) {
+    if (channel.listen_fd >= 0) {
+        channel.fd = accept4(channel.listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        return;
+    }
+    const char *slash = strrchr(channel.device, '/');
+    channel.fd = open(channel.device, O_RDWR | O_NONBLOCK | O_CLOEXEC | O_NOCTTY);
+    if (channel.fd < 0)
+        channel.fd = open_by_name(slash ? slash + 1 : channel.device);
+    if (channel.fd >= 0)
+        watch_edges();
+}
+
+static void channel_hangup(int error) {
+    session_end();
+    in_len = out_len = 0;
+    if (channel.device && error == 0) {
+        channel.no_host = true; /* the port stays; the host may come back */
+        return;
+    }
+    if (!channel.device && channel.listen_fd < 0)
+        exit(0);
+    channel.no_host = false;
+    close_fd(&channel.edge_fd);
+    close_fd(&channel.fd);
+}
+
+static void read_channel(void) {
+    while (in_len < IN_SIZE) {
+        ssize_t n = read(channel.fd, in_buf + in_len, IN_SIZE - in_len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n == 0 || (n < 0 && errno != EAGAIN)) {
+            channel_hangup(n == 0 ? 0 : errno);
+            return;
+        }
+        channel.no_host = false;
+        if (n < 0)
+            return;
+        in_len += (size_t)n;
+    }
+}
+
+static void write_channel(void) {
+    while (out_len > 0 && channel.fd >= 0 && !channel.no_host) {
+        ssize_t n = write(channel.fd, out_buf + out_start, out_len);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0) {
+            if (errno != EAGAIN)
+                channel_hangup(errno);
+            return;
+        }
+        out_start += (size_t)n;
+        out_len -= (size_t)n;
+    }
+    if (out_len == 0)
+        out_start = 0;
+}
+
+/* ---- The loop ------------------------------------------------------------------------------------------ */
+
+static struct pollfd polls[2 + 4 * MAX_STREAMS];
+static int poll_count;
+
+static int add_poll(int fd, short events) {
+    polls[poll_count] = (struct pollfd){.fd = fd, .events = events};
+    return poll_count++;
+}
+
+static bool ready(int place) { return place >= 0 && polls[place].revents != 0; }
+
+/* Fills polls; returns the time in ms after which something is due without any of them, or -1. */
+static int plan_round(void) {
+    int64_t now = now_ms(), due = INT_MAX;
+    poll_count = 0;
+    add_poll(child_signals, POLLIN);
+    if (channel.fd < 0) {
+        add_poll(channel.listen_fd, POLLIN);
+        due = channel.device ? REOPEN_MS : INT_MAX;
+    } else if (channel.no_host) {
+        add_poll(channel.edge_fd, POLLIN);
+        due = WAIT_HOST_MS; /* an edge lost between read and poll must not be for ever */
+    } else {
+        add_poll(channel.fd, (short)((in_len < IN_SIZE ? POLLIN : 0) | (out_len > 0 ? POLLOUT : 0)));
+    }
+    for (struct stream *s = streams; s < streams + MAX_STREAMS; s++) {
+        if (!s->used)
+            continue;
+        bool listen = may_read_output(s);
+        s->status_poll = s->status_fd >= 0 ? add_poll(s->status_fd, POLLIN) : -1;
+        s->in_poll = s->in_fd >= 0 && (s->in_len > 0 || s->stdin_eof) ? add_poll(s->in_fd, POLLOUT) : -1;
+        s->out_poll = listen && s->out_fd >= 0 ? add_poll(s->out_fd, POLLIN) : -1;
+        s->err_poll = listen && s->err_fd >= 0 ? add_poll(s->err_fd, POLLIN) : -1;
+        if (s->reaped && s->status_fd < 0 && ms_until_over(s, now) < due)
+            due = ms_until_over(s, now);
+    }
+    return due == INT_MAX ? -1 : (int)due;
+}
+
+static void serve_channel(void) {
+    if (channel.fd < 0) {
+        open_channel();
+        return;
+    }
+    if (channel.no_host) {
+        struct epoll_event taken;
+        epoll_wait(channel.edge_fd, &taken, 1, 0);
+        read_channel();
+    } else if (polls[1].revents & (POLLIN | POLLHUP | POLLERR)) {
+        if (in_len == IN_SIZE && (polls[1].revents & POLLHUP))
+            channel_hangup(0); /* nobody waits for what we could not parse yet */
+        else
+            read_channel();
+    }
+}
+
+static void serve_stream(struct stream *s) {
+    if (ready(s->status_poll))
+        read_start(s);
+    if (s->used && ready(s->in_poll))
+        write_stdin(s);
+    if (s->used && ready(s->out_poll))
+        read_output(s, &s->out_fd, STDOUT);
+    if (s->used && ready(s->err_poll))
+        read_output(s, &s->err_fd, STDERR);
+    if (!s->used)
+        return;
+    s->status_poll = s->in_poll = s->out_poll = s->err_poll = -1;
+    grant_stdin(s);
+    if (s->reaped && s->status_fd < 0 && ms_until_over(s, now_ms()) == 0 && has_room(MAX_FRAME))
+        finish_command(s);
+}
+
+static _Noreturn void serve(void) {
+    static size_t first; /* another stream comes first each round: all get their share of out_buf */
+    for (;;) {
+        bool again = starved && OUT_SIZE - out_len >= 3 * MAX_FRAME;
+        starved = false;
+        int timeout = plan_round();
+        if (poll(polls, (nfds_t)poll_count, again ? 0 : timeout) < 0)
+            continue; /* EINTR: revents are not valid */
+        if (ready(0))
+            reap_children();
+        serve_channel();
+        parse_input();
+        first = (first + 1) % MAX_STREAMS;
+        for (size_t i = 0; i < MAX_STREAMS; i++) {
+            struct stream *s = &streams[(first + i) % MAX_STREAMS];
+            if (s->used)
+                serve_stream(s);
+        }
+        write_channel();
+        if (shutdown_mode >= 0 && (out_len == 0 || channel.fd < 0 || channel.no_host)) {
+            run_shutdown(shutdown_mode);
+            shutdown_mode = -1;
+        }
+    }
+}
+
+static _Noreturn void usage(void) {
+    fputs("usage: insula-agent [--shutdown PROGRAM] DEVICE\n"
+          "       insula-agent [--shutdown PROGRAM] --fd N\n", stderr);
+    exit(64);
+}
+
+static void use_descriptor(const char *text) {
+    char *rest;
+    int listening = 0, fd = (int)strtol(text, &rest, 10);
+    socklen_t size = sizeof listening;
+    if (!*text || *rest || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        usage();
+    getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+    set_nonblocking(fd);
+    *(listening ? &channel.listen_fd : &channel.fd) = fd;
+}
+
+int main(int argc, char **argv) {
+    sigset_t child;
+    int null, i = 1;
+    while ((null = open("/dev/null", O_RDWR)) >= 0 && null <= 2)
+        continue; /* 0, 1 and 2 must not become pipes of a command */
+    close_fd(&null);
+    if (i + 1 < argc && strcmp(argv[i], "--shutdown") == 0) {
+        shutdown_program = argv[i + 1];
+        i += 2;
+    }
+    if (argc - i == 2 && strcmp(argv[i], "--fd") == 0)
+        use_descriptor(argv[i + 1]);
+    else if (argc - i == 1 && argv[i][0] != '-')
+        channel.device = argv[i];
+    else
+        usage();
+    signal(SIGPIPE, SIG_IGN);
+    sigemptyset(&child);
+    sigaddset(&child, SIGCHLD);
+    sigprocmask(SIG_BLOCK, &child, NULL);
+    child_signals = signalfd(-1, &child, SFD_NONBLOCK | SFD_CLOEXEC);
+    serve();
+}
