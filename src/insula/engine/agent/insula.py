@@ -37,7 +37,7 @@ from insula.kit.errors import InsulaError, Invalid
 OUTPUT_WINDOW = 256 * 1024  # bytes of a command's output that may wait on the host
 ANSWER_TIMEOUT = 30.0  # seconds; a busy guest under TCG starts a program in one or two
 _MODES: dict[ShutdownMode, int] = {"poweroff": 0, "reboot": 1}
-_RESEND_FIRST, _RESEND_MOST = 0.5, 4.0  # seconds between SYNCs that were taken and not answered
+_RESEND_FIRST, _RESEND_MOST = 0.5, 8.0  # seconds between SYNCs that were taken and not answered
 
 
 class RefusedByGuest(Exception):
@@ -78,9 +78,7 @@ class InsulaExec:
 
     async def send_signal(self, number: int) -> None:
         if not 1 <= number <= 64:
-            raise Invalid(
-                f"{number} is not a signal's number.", hint="Signals are 1 to 64, e.g. 15 for TERM."
-            )
+            raise Invalid(f"{number} is not a signal's number.", hint="Signals are 1 to 64; TERM is 15.")
         if not self._stream.over:
             await self._agent.send(FrameType.SIGNAL, self._id, wire.encode_number(number))
 
@@ -354,11 +352,10 @@ async def connect(path: Path, *, timeout: float = 10.0) -> InsulaAgent:
     Raises AgentSilent after `timeout` seconds, AgentLost when the socket is closed meanwhile.
     """
     port = await open_port(path)
-    nonce = secrets.randbits(64)
     buffer = bytearray()
     try:
         async with asyncio.timeout(timeout):
-            hello = await _synchronise(port, nonce, buffer)
+            nonce, hello = await _synchronise(port, buffer)
     except TimeoutError as error:
         await port.close()
         raise silent("The guest agent", timeout) from error
@@ -371,22 +368,24 @@ async def connect(path: Path, *, timeout: float = 10.0) -> InsulaAgent:
     return InsulaAgent(port, buffer, nonce, hello)
 
 
-async def _synchronise(port: Port, nonce: int, buffer: bytearray) -> wire.Hello:
+async def _synchronise(port: Port, buffer: bytearray) -> tuple[int, wire.Hello]:
     """Say SYNC until it is answered. Again only if it was taken: else the guest has not opened its port yet.
 
     An agent that did not notice the end of the host before us may wait for the rest of a frame: the padding
-    completes any frame, and the wrong seal shows that it is none.
+    completes any frame, and the wrong seal shows that it is none. Only the last SYNC's answer counts: the
+    padding that follows an earlier one ends the session which that began.
     """
-    sync = wire.encode_sync(nonce)
+    nonce = secrets.randbits(64)
     pause = _RESEND_FIRST
-    await port.send(sync)
+    await port.send(wire.encode_sync(nonce))
     while True:
         try:
             async with asyncio.timeout(pause):
                 data = await port.read()
         except TimeoutError:
             if port.all_taken():
-                await port.send(bytes(wire.MAX_FRAME) + sync)
+                nonce = secrets.randbits(64)
+                await port.send(bytes(wire.MAX_FRAME) + wire.encode_sync(nonce))
             pause = min(2 * pause, _RESEND_MOST)
             continue
         if not data:
@@ -394,4 +393,4 @@ async def _synchronise(port: Port, nonce: int, buffer: bytearray) -> wire.Hello:
         buffer += data
         hello = wire.find_hello(buffer, nonce)
         if hello is not None:
-            return hello
+            return nonce, hello

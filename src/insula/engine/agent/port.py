@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import struct
@@ -49,10 +50,8 @@ class Port:
 
     async def close(self) -> None:
         self._writer.close()
-        try:
+        with contextlib.suppress(OSError):  # the other side was gone before us
             await self._writer.wait_closed()
-        except OSError:
-            pass  # the other side was gone before us
 
 
 async def open_port(path: Path) -> Port:

@@ -141,7 +141,7 @@ class ExecSession(Protocol):
         """Tell the command's terminal its size."""
 
     def output(self) -> AsyncIterator[tuple[StreamName, bytes]]:
-        """What the command prints as it comes; ends when it has ended and all was delivered. One reader only."""
+        """What it prints as it comes; ends when the command has ended and all was delivered. One reader."""
 
     async def wait(self) -> ExitStatus:
         """How the command ended. Raises AgentLost."""
@@ -211,7 +211,7 @@ def silent(what: str, waited: float, cause: BaseException | None = None) -> Agen
     """The AgentSilent for an agent (or a request to it) that gave no answer in `waited` seconds."""
     error = AgentSilent(
         f"{what} gave no answer in {format_duration(waited)}.",
-        hint="The guest may still be booting, be paused, or not run the agent; its console shows: insula logs.",
+        hint="The guest may be booting, be paused, or not run the agent; its console shows: insula logs.",
         evidence={"waited_seconds": round(waited, 3)},
         retry_after=1.0,
     )

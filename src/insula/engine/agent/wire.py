@@ -1,4 +1,4 @@
-"""The bytes of Insula's guest agent protocol, without I/O. docs/reference/guest-agent.md is the specification.
+"""The bytes of Insula's guest agent protocol, without I/O; specified in docs/reference/guest-agent.md.
 
 A frame is a 16-byte header, up to 64 KiB of payload and a 4-byte seal: the low half of the session's nonce. A
 frame that a dying host left half-written is completed with bytes of its successor, and the seal shows it.
@@ -132,7 +132,6 @@ def take_frames(buffer: bytearray, seal: int) -> Iterator[Frame]:
         end = HEADER.size + length
         if len(buffer) < end + SEAL.size:
             return
-        # A late second answer to a SYNC that we sent twice carries the same seal, so this holds for all.
         if SEAL.unpack_from(buffer, end)[0] != seal:
             raise Malformed(f"a frame of type {type} has the seal of another session")
         payload = bytes(buffer[HEADER.size : end])

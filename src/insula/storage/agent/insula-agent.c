@@ -83,6 +83,8 @@ struct stream {
     pid_t pid;             /* also its session and process group */
     int status_fd;         /* the child's word why it could not exec; EOF: it did */
     int in_fd, out_fd, err_fd;
+    int tty_fd;            /* the terminal's master, open until the child is reaped: closing it kills with SIGHUP,
+                              and output ends (EIO) when a child closes its files, a moment before it exits */
     int in_poll, out_poll, err_poll, status_poll; /* places in this round's pollfds, or -1 */
     uint32_t credit;       /* bytes of output the host is ready to take */
     uint8_t *in_buf;       /* STDIN_WINDOW bytes, from the first STDIN on */
@@ -270,6 +272,7 @@ static void forget_stream(struct stream *s) {
     close_fd(&s->in_fd);
     close_fd(&s->out_fd);
     close_fd(&s->err_fd);
+    close_fd(&s->tty_fd);
     free(s->in_buf);
     *s = (struct stream){.used = false};
 }
@@ -279,7 +282,7 @@ static void signal_stream(struct stream *s, int number) {
     if (s->reaped)
         return; /* its pid may be somebody else's by now */
     if (s->tty && (number == SIGINT || number == SIGQUIT || number == SIGTSTP)) {
-        pid_t foreground = tcgetpgrp(s->out_fd); /* as the keys would, which a shell's job hears, not the shell */
+        pid_t foreground = tcgetpgrp(s->tty_fd); /* as the keys would, which a shell's job hears, not the shell */
         if (foreground > 0 && kill(-foreground, number) == 0)
             return;
     }
@@ -388,20 +391,23 @@ static _Noreturn void run_child(struct request *r, int in, int out, int err, int
     child_fail(status_fd, R_EXEC, errno);
 }
 
-/* theirs: the child's stdin, stdout, stderr; ours: the other ends. Returns an errno, 0 for success. */
+/* theirs: the child's stdin, stdout, stderr; ours: the other ends, or thrice the master. Returns 0 or an errno. */
 static int open_tty(struct request *r, int theirs[3], int ours[3]) {
     char name[64];
     int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
     if (master < 0)
         return errno;
-    ours[1] = master;
+    ours[2] = master;
     if (grantpt(master) < 0 || unlockpt(master) < 0 || ptsname_r(master, name, sizeof name) != 0)
         return errno;
     ioctl(master, TIOCSWINSZ, &r->size);
     for (int i = 0; i < 3; i++)
         if ((theirs[i] = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC)) < 0)
             return errno;
-    return (ours[0] = fcntl(master, F_DUPFD_CLOEXEC, 0)) < 0 ? errno : 0;
+    for (int i = 0; i < 2; i++)
+        if ((ours[i] = fcntl(master, F_DUPFD_CLOEXEC, 0)) < 0)
+            return errno;
+    return 0;
 }
 
 static int open_pipes(int theirs[3], int ours[3]) {
@@ -433,7 +439,8 @@ static void start_command(struct stream *s, struct request *r) {
     close_fd(&status[1]);
     s->in_fd = ours[0];
     s->out_fd = ours[1];
-    s->err_fd = ours[2];
+    s->err_fd = s->tty ? -1 : ours[2];
+    s->tty_fd = s->tty ? ours[2] : -1;
     s->status_fd = status[0];
     if (error) {
         send_error(s->id, R_SYSTEM, error, strerror(error));
@@ -814,8 +821,8 @@ static void handle_stream_frame(enum type type, struct stream *s, struct reader 
         struct winsize size = {.ws_row = (uint16_t)first, .ws_col = (uint16_t)take(p, 2)};
         if (p->bad)
             protocol_error("malformed RESIZE");
-        else if (s->tty && s->out_fd >= 0)
-            ioctl(s->out_fd, TIOCSWINSZ, &size);
+        else if (s->tty)
+            ioctl(s->tty_fd, TIOCSWINSZ, &size);
         break;
     }
     default: /* CLOSE */
