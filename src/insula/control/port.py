@@ -33,6 +33,9 @@ class NodePort(Protocol):
     def nudge(self, uid: str) -> None:
         """Something was written that concerns the machine or image `uid`: look at it now."""
 
+    def release(self, uid: str) -> None:
+        """The target is gone for good."""
+
     async def host_facts(self) -> HostFacts: ...
 
     async def examine_host(self) -> list[Finding]:

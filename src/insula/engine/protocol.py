@@ -22,7 +22,8 @@ RunState = Literal["prepared", "running", "paused"]
 class EngineFacts:
     """What was found by running the engine here. version: of the monitor. auto: what 'auto' means here.
 
-    kvm_refused: why KVM is not used, "" where it is. machine_types: alias -> versioned name.
+    kvm_refused: why KVM is not used, "" where it is. kvm_mend: what would mend that, "" if nothing is known.
+    machine_types: alias -> versioned name. features: what this build of the monitor was found to have.
     """
 
     version: str
@@ -30,6 +31,8 @@ class EngineFacts:
     auto: AcceleratorFact
     kvm_refused: str
     machine_types: dict[str, str]
+    features: frozenset[str] = frozenset()
+    kvm_mend: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,9 @@ class Engine(Protocol):
 
     def forget(self, directory: Path) -> None:
         """Remove what a launch left in the directory (sockets, pid, locks); logs, plan and evidence stay."""
+
+    def rotate_log(self, directory: Path) -> None:
+        """Keep the serial log within bounds, whatever the guest writes."""
 
     def follow_log(self, directory: Path, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """The serial log from its start, or its last `tail` lines; with follow, on until closed."""

@@ -61,8 +61,8 @@ class MemoryStore:
             for index, event in enumerate(events)
         )
         commit = Commit(self._revision + 1, tuple(changes), numbered)
-        # A caller that is cancelled must not leave memory and disk telling different stories, nor let the next
-        # writer in (we hold the lock) before this commit has ended one way or the other.
+        # A caller that is cancelled must not leave memory and disk telling different stories, nor let the
+        # next writer in (we hold the lock) before this commit has ended one way or the other.
         writing = asyncio.ensure_future(self._persist_and_apply(commit))
         try:
             await asyncio.shield(writing)

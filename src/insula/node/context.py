@@ -1,0 +1,93 @@
+"""What the steps of a machine's procedure work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from insula.engine.protocol import BootFiles, Instance
+from insula.kit.errors import Bug
+from insula.model.image import Image
+from insula.model.machine import Machine
+from insula.model.observation import Observation, Phase
+from insula.model.operation import Operation, Progress
+from insula.node.journal import OperationJournal
+from insula.node.observer import Observer
+from insula.node.rooms import Rooms
+from insula.storage.images import MANIFEST
+
+
+@dataclass
+class Seat:
+    """The live machine of one actor, if any; shared by the actor and the procedure it runs."""
+
+    instance: Instance | None = None
+
+
+@dataclass
+class MachineContext:
+    """One performance of an operation on one machine. outcome: what whoever waits gets on success."""
+
+    rooms: Rooms
+    operation: Operation
+    observer: Observer
+    journal: OperationJournal
+    seat: Seat
+    attach: Callable[[Instance], None]  # the actor begins to listen to a live machine
+    outcome: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def machine(self) -> Machine:
+        stored = self.rooms.store.get(Machine, self.operation.target)
+        if stored is None:
+            raise Bug(f"The document of machine '{self.operation.name}' has vanished during an operation.")
+        return stored.document
+
+    @property
+    def directory(self) -> Path:
+        return self.rooms.home.machine(self.operation.target)
+
+    @property
+    def instance(self) -> Instance | None:
+        return self.seat.instance
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self.operation.parameters
+
+    def note(self, text: str) -> None:
+        self.journal.note(text)
+
+    def progress(self, message: str, fraction: float | None = None) -> None:
+        self.journal.progress(Progress(message=message, fraction=fraction))
+
+    async def wait_ended(self) -> None:
+        """Until the end of the process has been seen and recorded."""
+        await self.rooms.store.wait(
+            Observation, self.operation.target, lambda seen: seen is None or not seen.phase.has_process
+        )
+
+    async def wait_phase(self, *phases: Phase) -> None:
+        """Until the phase is one of these, or the process has ended."""
+        await self.rooms.store.wait(
+            Observation,
+            self.operation.target,
+            lambda seen: seen is None or seen.phase in phases or not seen.phase.has_process,
+        )
+
+    def image(self) -> tuple[Image, Path]:
+        """The image the machine was made from, and where its files are. Raises ImageNotFound."""
+        directory = self.rooms.images.blob(self.machine.image.digest)
+        return Image.model_validate_json((directory / MANIFEST).read_bytes()), directory
+
+    def boot_files(self) -> BootFiles:
+        """The image's files for direct kernel boot; empty when the machine boots from its disk."""
+        if self.machine.boot == "disk":
+            return BootFiles()
+        image, directory = self.image()
+        if image.kernel is None:
+            return BootFiles()
+        initrd = None if image.kernel.initrd is None else directory / image.kernel.initrd
+        return BootFiles(directory / image.kernel.file, initrd, image.kernel.arguments)

@@ -1,0 +1,195 @@
+"""The node of this host: its actors, and the little that control asks at once (`control.port.NodePort`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from insula.engine.agent.protocol import ExecSession
+from insula.engine.protocol import Console, EngineFacts, Instance
+from insula.kit.aio import Crew
+from insula.kit.errors import Conflict, InsulaError
+from insula.model.host import Finding, HostFacts
+from insula.model.image import Image
+from insula.model.machine import Machine
+from insula.model.observation import Observation, Phase
+from insula.model.operation import Operation
+from insula.node.image_actor import ImageActor
+from insula.node.machine_actor import MachineActor
+from insula.node.mailbox import Actor
+from insula.node.rooms import Rooms
+from insula.planner.lifecycle import NotRunning
+from insula.storage.recipe import Recipe, list_recipes
+
+log = logging.getLogger(__name__)
+
+HOUSEKEEPING_INTERVAL = 60.0  # seconds between rounds over serial logs
+IMAGE_TARGET = "image:"
+
+
+class GuestPaused(Conflict):
+    """The machine is paused, so nothing in it can answer."""
+
+    code = "guest-paused"
+
+
+class ExecWish(Protocol):
+    """What `open_exec` needs of a request (`control.port.ExecRequest`)."""
+
+    argv: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+    working_directory: str | None
+    user: str | None
+    tty: bool
+    rows: int
+    columns: int
+    timeout: float
+
+
+class Node:
+    """Implements `NodePort`. start() adopts what lives; close() leaves it alive."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self.rooms = rooms
+        self._actors: dict[str, Actor] = {}
+        self._crew = Crew(lambda name, error: log.error("%s failed", name, exc_info=error))
+
+    async def start(self) -> list[str]:
+        """Adopt every machine and go on with every operation; what was found, in words."""
+        self.rooms.home.machines.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._crew.start(self.rooms.images.sweep(), "sweep of dead builds")
+        machines = [stored.document for stored in self.rooms.store.all(Machine)]
+        found = await asyncio.gather(*(self._adopt(machine) for machine in machines))
+        told = [line for line in found if line]
+        for stored in self.rooms.store.all(Operation):
+            operation = stored.document
+            if not operation.state.is_final and operation.steps:
+                done = [record.name for record in operation.steps if record.state == "done"]
+                after = f"after '{done[-1]}'" if done else "from its beginning"
+                told.append(f"Operation '{operation.verb}' of '{operation.name}' goes on {after}.")
+        for actor in self._actors.values():
+            actor.start()
+        for stored in self.rooms.store.all(Operation):
+            if not stored.document.state.is_final:
+                self.nudge(stored.document.target)
+        self._crew.start(self._keep_house(), "housekeeping")
+        return told
+
+    async def _adopt(self, machine: Machine) -> str | None:
+        actor = MachineActor(machine.uid, self.rooms)
+        self._actors[machine.uid] = actor
+        try:
+            return await actor.adopt()
+        except InsulaError as error:
+            log.warning("machine %s could not be adopted", machine.name, exc_info=error)
+            return f"Machine '{machine.name}' could not be adopted: {error.message}"
+
+    async def close(self) -> None:
+        await self._crew.close()
+        await asyncio.gather(*(actor.close() for actor in self._actors.values()))
+
+    async def _keep_house(self) -> None:
+        """Bound what a guest can write on the host's disk by talking on its serial port."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_INTERVAL)
+            for stored in self.rooms.store.all(Observation):
+                if stored.document.phase.has_process:
+                    directory = self.rooms.home.machine(stored.document.uid)
+                    await asyncio.to_thread(self.rooms.engine.rotate_log, directory)
+
+    # -- NodePort
+
+    def nudge(self, uid: str) -> None:
+        actor = self._actors.get(uid)
+        if actor is None:
+            if uid.startswith(IMAGE_TARGET):
+                actor = ImageActor(uid, self.rooms)
+            elif self.rooms.store.get(Machine, uid) is not None:
+                actor = MachineActor(uid, self.rooms)
+            else:
+                return
+            self._actors[uid] = actor
+            actor.start()
+        actor.nudge()
+
+    def release(self, uid: str) -> None:
+        """The target is gone: end its actor once it is idle."""
+        actor = self._actors.get(uid)
+        if actor is not None and actor.is_idle:
+            del self._actors[uid]
+            self._crew.start(actor.close(), f"end of actor {uid}")
+
+    async def host_facts(self) -> HostFacts:
+        facts = await self.rooms.engine.facts()
+        page = os.sysconf("SC_PAGE_SIZE")
+        return HostFacts(
+            cpus=os.cpu_count() or 1,
+            memory_bytes=page * os.sysconf("SC_PHYS_PAGES"),
+            memory_available_bytes=page * os.sysconf("SC_AVPHYS_PAGES"),
+            accelerator=facts.auto,
+            kvm_refused=facts.kvm_refused,
+            engine_version=facts.version,
+        )
+
+    async def examine_host(self) -> list[Finding]:
+        from insula.node.doctor import examine
+
+        facts: EngineFacts | InsulaError
+        try:
+            facts = await self.rooms.engine.facts()
+        except InsulaError as error:
+            facts = error
+        return await examine(self.rooms.home, facts)
+
+    async def list_images(self) -> list[Image]:
+        return self.rooms.images.list()
+
+    async def find_image(self, name: str) -> Image:
+        return self.rooms.images.get(name)
+
+    def list_recipes(self) -> list[Recipe]:
+        return list_recipes([self.rooms.home.root / "recipes"])
+
+    async def open_exec(self, uid: str, request: ExecWish) -> ExecSession:
+        instance = await self._running(uid)
+        agent = await instance.agent(request.timeout)
+        return await agent.exec(
+            request.argv,
+            env=dict(request.environment) or None,
+            cwd=request.working_directory,
+            user=request.user,
+            tty=request.tty,
+            rows=request.rows,
+            cols=request.columns,
+        )
+
+    async def open_console(self, uid: str) -> Console:
+        return await self._instance(uid).console()
+
+    def read_log(self, uid: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
+        return self.rooms.engine.follow_log(self.rooms.home.machine(uid), follow=follow, tail=tail)
+
+    async def _running(self, uid: str) -> Instance:
+        """The live machine once its vCPUs run. Raises NotRunning, GuestPaused."""
+        seen = await self.rooms.store.wait(
+            Observation, uid, lambda seen: seen is None or seen.phase is not Phase.STARTING
+        )
+        if seen is not None and seen.phase is Phase.PAUSED:
+            raise GuestPaused(
+                f"Machine '{seen.name}' is paused, so nothing in it can answer: {seen.reason}",
+                hint=f"Let it go on: insula resume {seen.name}",
+            )
+        return self._instance(uid)
+
+    def _instance(self, uid: str) -> Instance:
+        actor = self._actors.get(uid)
+        if isinstance(actor, MachineActor) and actor.seat.instance is not None:
+            return actor.seat.instance
+        stored = self.rooms.store.get(Machine, uid)
+        name = stored.document.name if stored is not None else uid
+        seen = self.rooms.store.get(Observation, uid)
+        phase = seen.document.phase if seen is not None else Phase.CREATED
+        raise NotRunning(f"Machine '{name}' is {phase}.", hint=f"Start it: insula start {name}")

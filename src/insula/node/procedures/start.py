@@ -1,0 +1,79 @@
+"""start: prepare the directory, launch the process with its vCPUs standing, let them run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from insula.model.observation import Phase
+from insula.node.context import MachineContext
+from insula.node.procedure import Step
+from insula.node.procedures.create import refresh_document
+
+
+async def prepare(context: MachineContext) -> None:
+    """What the launch needs is there; how the machine ended last time stops being its present state."""
+    await refresh_document(context)
+    context.boot_files()
+    seen = context.observer.seen
+    by_repair = context.parameters.get("by") == "repair"
+    restarts = (seen.restarts if seen else 0) + 1 if by_repair else 0
+    if context.instance is None:
+        await context.observer.see(phase=Phase.STARTING, reason="", restarts=restarts)
+
+
+async def undo_prepare(context: MachineContext) -> None:
+    """Back to the phase before, which the last exit (or its absence) tells."""
+    seen = context.observer.seen
+    if seen is None or seen.phase is not Phase.STARTING or context.instance is not None:
+        return
+    if seen.last_exit is None:
+        await context.observer.see(phase=Phase.CREATED, reason="The last start did not succeed.")
+    else:
+        phase = Phase.CRASHED if seen.last_exit.cause == "crash" else Phase.STOPPED
+        await context.observer.see(phase=phase, reason="The last start did not succeed.")
+
+
+async def launch(context: MachineContext) -> None:
+    """The process lives, its vCPUs stand. One that lives already (a daemon died here) is kept."""
+    if context.instance is not None:
+        return
+    engine = context.rooms.engine
+    facts = await engine.facts()
+    plan = engine.plan(context.machine, context.boot_files(), context.directory, facts)
+    context.attach(await engine.launch(plan))
+
+
+async def undo_launch(context: MachineContext) -> None:
+    instance = context.instance
+    if instance is None:
+        # It may live unseen: launched, and the daemon or we ended before it was attached.
+        instance = await context.rooms.engine.adopt(context.directory)
+        if instance is not None:
+            context.attach(instance)
+    if instance is not None:
+        await instance.kill()
+        await context.wait_ended()
+    context.rooms.engine.forget(context.directory)
+
+
+async def run(context: MachineContext) -> None:
+    """The vCPUs run, and it is recorded that they do."""
+    instance = context.instance
+    if instance is None:
+        return
+    if await instance.state() != "running":
+        await instance.resume()
+    if context.instance is None:
+        return  # it has ended again already; its end was seen and is the truth
+    seen = context.observer.seen
+    await context.observer.see(
+        phase=Phase.RUNNING if seen is None or seen.phase is Phase.STARTING else seen.phase,
+        process=instance.identity,
+        accelerator=instance.plan.accelerator,
+        engine_version=instance.plan.engine_version,
+    )
+    context.outcome.update(pid=instance.identity.pid, accelerator=instance.plan.accelerator.name)
+
+
+def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
+    return [Step("prepare", prepare, undo_prepare), Step("launch", launch, undo_launch), Step("run", run)]

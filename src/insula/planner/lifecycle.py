@@ -1,0 +1,190 @@
+"""May this verb be done to this machine now? One table for control and for the machine's actor.
+
+verb \\ phase   created  starting  running  paused  stopping  stopped  crashed
+start          accept   refuse    refuse   refuse  queue     accept   accept
+stop           refuse   pre-empt  accept   accept  join      refuse   refuse
+restart        accept   queue     accept   accept  queue     accept   accept
+reset, pause   refuse   queue     accept   (pause: refuse)   refuse ...
+resume         refuse   queue     refuse   accept  refuse    refuse   refuse
+kill           refuse   pre-empt  accept   accept  pre-empt  refuse   refuse
+rm             accept   with force only (pre-empts)          accept   accept
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from insula.kit.errors import Conflict, InsulaError
+from insula.model.observation import Phase
+
+
+class AlreadyRunning(Conflict):
+    """The machine runs, or is being started."""
+
+    code = "already-running"
+
+
+class NotRunning(Conflict):
+    """The machine has no process, so the verb has nothing to act on."""
+
+    code = "not-running"
+
+
+class WrongPhase(Conflict):
+    """The verb does not fit the machine's phase."""
+
+    code = "wrong-phase"
+
+
+class StillRunning(Conflict):
+    """The machine must be stopped first, or the removal forced."""
+
+    code = "still-running"
+
+
+class BeingRemoved(Conflict):
+    """The machine is being removed."""
+
+    code = "being-removed"
+
+
+class Superseded(Conflict):
+    """Another operation took precedence and this one was undone or given up."""
+
+    code = "superseded"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do with an operation.
+
+    accept: now. queue: when the current operation has ended, then judge again. join: the same is under way;
+    share its end. preempt: cancel the current operation, then judge again. refuse: with `error`.
+    """
+
+    action: Literal["accept", "queue", "join", "preempt", "refuse"]
+    error: InsulaError | None = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """A machine as the judge sees it. busy: the verb of the operation that is being performed, if any."""
+
+    name: str
+    phase: Phase
+    busy: str | None = None
+    force: bool = False
+
+
+Rule = Callable[[Situation], Verdict]
+
+ACCEPT = Verdict("accept")
+QUEUE = Verdict("queue")
+JOIN = Verdict("join")
+PREEMPT = Verdict("preempt")
+
+# What may cut short what: each of these undoes itself cleanly when cancelled.
+_PREEMPTS = {
+    "stop": {"start", "restart"},
+    "kill": {"start", "restart", "stop", "pause", "resume", "reset"},
+    "rm": {"create", "start", "restart", "stop", "pause", "resume", "reset", "kill"},
+}
+_JOINS = {"stop", "kill", "rm"}
+_ENDED = (Phase.CREATED, Phase.STOPPED, Phase.CRASHED)
+
+
+def judge(verb: str, now: Situation) -> Verdict:
+    """The verdict on `verb` in this situation."""
+    if now.busy is not None:
+        return _judge_busy(verb, now.busy, now)
+    rule = _RULES.get(verb)
+    return ACCEPT if rule is None else rule(now)
+
+
+def _judge_busy(verb: str, busy: str, now: Situation) -> Verdict:
+    if busy == "rm" and verb != "rm":
+        return _refuse(BeingRemoved(f"Machine '{now.name}' is being removed."))
+    if busy == verb and verb in _JOINS:
+        return JOIN
+    if verb == "start" and busy in ("start", "create", "restart"):
+        return _refuse(
+            AlreadyRunning(
+                f"Cannot start machine '{now.name}': it is being started already.",
+                hint=f"Wait for it: insula wait {now.name} --phase running",
+            )
+        )
+    if verb == "rm" and not now.force and now.phase.has_process:
+        return _still_running(now)
+    return PREEMPT if busy in _PREEMPTS.get(verb, ()) else QUEUE
+
+
+def _start(now: Situation) -> Verdict:
+    if now.phase in _ENDED:
+        return ACCEPT
+    if now.phase is Phase.PAUSED:
+        hint = f"Let it go on: insula resume {now.name}"
+    else:
+        hint = f"Start it anew with: insula restart {now.name}"
+    return _refuse(
+        AlreadyRunning(f"Cannot start machine '{now.name}': it is {now.phase} already.", hint=hint)
+    )
+
+
+def _needs_process(verb: str) -> Rule:
+    def rule(now: Situation) -> Verdict:
+        if now.phase.has_process:
+            return ACCEPT
+        return _refuse(
+            NotRunning(
+                f"Cannot {verb} machine '{now.name}': it is {now.phase}.",
+                hint=f"Start it: insula start {now.name}",
+            )
+        )
+
+    return rule
+
+
+def _needs_phase(verb: str, phase: Phase) -> Rule:
+    def rule(now: Situation) -> Verdict:
+        if now.phase is phase:
+            return ACCEPT
+        if not now.phase.has_process:
+            return _needs_process(verb)(now)
+        return _refuse(
+            WrongPhase(
+                f"Cannot {verb} machine '{now.name}': it is {now.phase}, not {phase}.",
+                hint=f"See: insula info {now.name}",
+            )
+        )
+
+    return rule
+
+
+def _rm(now: Situation) -> Verdict:
+    return ACCEPT if now.force or not now.phase.has_process else _still_running(now)
+
+
+def _still_running(now: Situation) -> Verdict:
+    return _refuse(
+        StillRunning(
+            f"Cannot remove machine '{now.name}': it is {now.phase}.",
+            hint=f"Stop it first: insula stop {now.name}. To remove it all the same: insula rm -f {now.name}",
+        )
+    )
+
+
+def _refuse(error: InsulaError) -> Verdict:
+    return Verdict("refuse", error)
+
+
+_RULES = {
+    "start": _start,
+    "stop": _needs_process("stop"),
+    "kill": _needs_process("kill"),
+    "reset": _needs_phase("reset", Phase.RUNNING),
+    "pause": _needs_phase("pause", Phase.RUNNING),
+    "resume": _needs_phase("resume", Phase.PAUSED),
+    "rm": _rm,
+}
