@@ -145,10 +145,10 @@ def test_only_the_engine_speaks_the_monitors_language() -> None:
 
 
 def test_only_the_command_line_prints_and_exits() -> None:
-    """Libraries raise. A daemon's main may end its own process."""
+    """Libraries raise. Programs of their own may end themselves: the daemon, and the probe run as a child."""
     strays = []
     for path, tree in sources():
-        if path.startswith("cli/") or path == "daemon.py":
+        if path.startswith("cli/") or path in ("daemon.py", "engine/kvmprobe.py"):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":

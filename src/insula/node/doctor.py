@@ -174,6 +174,8 @@ def _examine_accelerator(engine: EngineFacts | InsulaError, sight: Sight) -> Fin
             mend = (
                 "none known: it opens and yet runs no guest code; in a virtual machine, ask for real nesting"
             )
+    if isinstance(engine, EngineFacts) and engine.kvm_mend:
+        mend = engine.kvm_mend
     detail = f"TCG, emulation in software, because KVM cannot be used: {why}"
     if refused and refused != why:
         detail += f" ({refused})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -222,6 +223,11 @@ async def test_why_kvm_is_not_used_and_what_would_change_it(
     assert found.state == "limited"
     assert detail in found.detail
     assert mend in found.mend
+
+
+async def test_the_engine_knows_best_what_would_mend_kvm() -> None:
+    engine = dataclasses.replace(facts("tcg", "stopped at cmpxchg16b"), kvm_mend="ask your provider")
+    assert (await look(Eyes(), engine))["accelerator"].mend == "ask your provider"
 
 
 async def test_images_kept_elsewhere_have_their_own_disk_space() -> None:

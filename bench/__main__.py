@@ -1,0 +1,63 @@
+"""./scripts/bench [NAME...] [--runs N] [--json]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from bench.bed import IMAGE, Bed
+from bench.cases import CASES
+from bench.figure import Figure, render
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Insula's speed and size, as ratios.")
+    parser.add_argument("names", metavar="NAME", nargs="*", help=f"only these: {' '.join(CASES)}")
+    parser.add_argument(
+        "--runs", type=int, default=5, metavar="N", help="samples of each figure (default: 5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print every sample as JSON")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in CASES]
+    if unknown or options.runs < 1:
+        parser.error(f"there is no '{unknown[0]}': {' '.join(CASES)}" if unknown else "--runs begins at 1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the bed is cleared away
+    images = Path(os.environ.get("INSULA_IMAGES") or REPOSITORY / ".cache" / "images")
+    images.mkdir(parents=True, exist_ok=True)
+    figures: list[Figure] = []
+    bed = Bed(images)
+    try:
+        _tell(f"host: {_describe_host(bed)}")
+        if IMAGE not in {image["name"] for image in bed.client.images()}:
+            _tell(f"building the image '{IMAGE}'")
+            bed.client.build_image(IMAGE)
+        for name, measure in CASES.items():
+            if not options.names or name in options.names:
+                _tell(f"measuring {name}: {(measure.__doc__ or '').strip()}")
+                figures += measure(bed, options.runs)
+    finally:
+        bed.close()
+    if options.json:
+        print(json.dumps([figure.as_json() for figure in figures], indent=1))
+    else:
+        print(render(figures))
+    return 0
+
+
+def _describe_host(bed: Bed) -> str:
+    host = bed.client.host()
+    return f"{host['cpus']} CPUs, QEMU {host['engine_version']}, {host['accelerator']['name']}"
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The peer: a launch plan's command line started by hand, and its guest asked by the shortest way there is.
+
+    python3 bench/bare.py PLAN.json NEW_DIRECTORY -- COMMAND...
+
+Start the monitor, greet it, let the guest run, wait until its agent opens its port, ask the agent to run the
+command, pull the plug. Standard library only, and as little of it as will do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+from typing import Any
+
+# docs/reference/guest-agent.md
+_MAGIC = b"\x89INS"
+_HEADER = struct.Struct("<4sIII")
+_SYNC, _SYNC_REPLY, _EXEC, _EXIT, _ERROR = 1, 2, 16, 25, 31
+_VERSION = 1
+_NONCE = 0x1234567890ABCDEF
+_WINDOW = 256 * 1024
+_POLL = 0.002  # seconds between looks for the monitor's socket
+_TIMEOUT = 120.0  # seconds for anything: then it is not a measurement any more
+
+
+class Bare:
+    """A machine without Insula, in a directory of its own."""
+
+    def __init__(self, argv: list[str], directory: str) -> None:
+        os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib is 5 ms of import in a script that is measured
+        self._directory = directory
+        self.process = subprocess.Popen(
+            argv,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            self._qmp = self._connect("qmp.sock").makefile("rwb", buffering=0)
+            self._hear()  # the greeting
+            self._say("qmp_capabilities")
+        except BaseException:
+            self.kill()
+            raise
+
+    def run(self) -> None:
+        """Let the guest run."""
+        self._say("cont")
+
+    def wait_agent(self) -> None:
+        """Wait until the guest's agent has opened its port, then greet it."""
+        while self._hear().get("event") != "VSERPORT_CHANGE":
+            pass
+        self._agent = self._connect("agent.sock")
+        self._send(_SYNC, 0, struct.pack("<QI", _NONCE, _VERSION))
+        kind, _ = self._receive()
+        if kind != _SYNC_REPLY:
+            raise RuntimeError(f"the agent greets with {kind}")
+
+    def ask(self, argv: list[str]) -> int:
+        """Have the agent run a command to its end; its exit status (128+N: signal N)."""
+        words = b"".join(struct.pack("<I", len(word)) + word for word in map(os.fsencode, argv))
+        head = struct.pack("<IIHH", _WINDOW, 0, 24, 80)
+        self._send(_EXEC, 1, head + struct.pack("<I", len(argv)) + words + struct.pack("<III", 0, 0, 0))
+        while True:
+            kind, payload = self._receive()
+            if kind == _EXIT:
+                killed, number = struct.unpack("<II", payload)
+                return int(number) + (128 if killed else 0)
+            if kind == _ERROR:
+                raise RuntimeError(f"the agent refuses: {payload!r}")
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _connect(self, name: str) -> socket.socket:
+        deadline = time.monotonic() + _TIMEOUT
+        path = f"{self._directory}/{name}"
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                connection.close()
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL)
+            else:
+                connection.settimeout(_TIMEOUT)
+                return connection
+
+    def _say(self, command: str) -> None:
+        self._qmp.write(json.dumps({"execute": command}).encode() + b"\n")
+        while "return" not in self._hear():
+            pass
+
+    def _hear(self) -> dict[str, Any]:
+        line = self._qmp.readline()
+        if not line:
+            raise RuntimeError("the monitor has gone")
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+    def _send(self, kind: int, stream: int, payload: bytes) -> None:
+        seal = struct.pack("<I", _NONCE & 0xFFFFFFFF)
+        self._agent.sendall(_HEADER.pack(_MAGIC, kind, stream, len(payload)) + payload + seal)
+
+    def _receive(self) -> tuple[int, bytes]:
+        _, kind, _, length = _HEADER.unpack(self._exactly(_HEADER.size))
+        return kind, self._exactly(length + 4)[:-4]
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self._agent.recv(size - len(data))
+            if not piece:
+                raise RuntimeError("the agent has gone")
+            data += piece
+        return data
+
+
+def main() -> int:
+    plan, directory, _, *command = sys.argv[1:]
+    with open(plan, encoding="utf-8") as file:  # noqa: PTH123
+        argv = json.load(file)["argv"]
+    bare = Bare(argv, directory)
+    try:
+        bare.run()
+        bare.wait_agent()
+        return bare.ask(command)
+    finally:
+        bare.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

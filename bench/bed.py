@@ -1,0 +1,161 @@
+"""The test bed: a home of its own with a daemon, machines and plans, gone without a trace at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+import insula
+from bench.bare import Bare
+
+IMAGE = "micro"
+BARE = Path(__file__).with_name("bare.py")
+T = TypeVar("T")
+
+
+class Bed:
+    """An Insula of its own. `cli` is the program as users start it."""
+
+    def __init__(self, images: Path) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="insula-bench."))
+        self.home = self.directory / "home"
+        self.environment = {**os.environ, "INSULA_HOME": str(self.home), "INSULA_IMAGES": str(images)}
+        os.environ.update(self.environment)  # for the SDK in this process
+        self.program = str(Path(sys.executable).with_name("insula"))
+        self.client = insula.connect(self.home)
+        self._bare_names = (self.directory / f"bare{number}" for number in count())
+        self._plan: Path | None = None
+
+    def close(self) -> None:
+        with contextlib.suppress(insula.InsulaError):
+            for machine in self.client.machines():
+                machine.remove(force=True)
+        with contextlib.suppress(insula.InsulaError):
+            self.client.daemon_stop()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def cli(self, *arguments: str) -> str:
+        """Run the command line to its end; its stdout."""
+        done = subprocess.run(
+            [self.program, *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"insula {' '.join(arguments)} failed:\n{done.stderr.decode()}")
+        return done.stdout.decode()
+
+    def kill_daemon(self) -> None:
+        status = self.client.daemon_status()
+        if status is None:
+            return
+        descriptor = os.pidfd_open(status["pid"])
+        try:
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                _wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+
+    @property
+    def plan(self) -> Path:
+        """The launch plan of a machine that Insula ran, for the peer to run by hand."""
+        if self._plan is None:
+            machine = self.client.run(IMAGE, name="plan")
+            try:
+                source = Path(machine.info["directory"]) / "plan.json"
+                plan = json.loads(source.read_text())
+            finally:
+                machine.remove(force=True)
+            path = self.directory / "plan.json"
+            path.write_text(json.dumps(plan))
+            self._plan = path
+        return self._plan
+
+    @property
+    def argv(self) -> list[str]:
+        argv: list[str] = json.loads(self.plan.read_text())["argv"]
+        return argv
+
+    def bare_directory(self) -> Path:
+        return next(self._bare_names)
+
+    def run_bare_script(self, *command: str) -> None:
+        """The peer as a program of its own, like the command line is one."""
+        directory = self.bare_directory()
+        subprocess.run(
+            [sys.executable, str(BARE), str(self.plan), str(directory), "--", *command], check=True
+        )
+        shutil.rmtree(directory)
+
+    def start_bare(self, argv: list[str] | None = None) -> Bare:
+        """The peer in this process, to where its agent has answered."""
+        bare = Bare(argv or self.argv, str(self.bare_directory()))
+        try:
+            bare.run()
+            bare.wait_agent()
+            bare.ask(["true"])
+        except BaseException:
+            bare.kill()
+            raise
+        return bare
+
+    def start_machine(self, name: str) -> insula.Machine:
+        """A machine of Insula's, to where its agent has answered."""
+        machine = self.client.run(IMAGE, name=name)
+        machine.exec("true")
+        return machine
+
+    @contextlib.contextmanager
+    def fleet(self, size: int) -> Iterator[list[insula.Machine]]:
+        """`size` idle machines, running."""
+        machines = at_once(self.start_machine, (f"fleet{number}" for number in range(size)))
+        try:
+            yield machines
+        finally:
+            at_once(lambda machine: machine.remove(force=True), machines)
+
+
+def at_once(work: Callable[..., T], items: Iterable[object]) -> list[T]:
+    """work(item) of all items at the same time, each in a thread."""
+    wanted = list(items)
+    with ThreadPoolExecutor(max_workers=max(1, len(wanted))) as pool:
+        return list(pool.map(work, wanted))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds it takes."""
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+def pss(pid: int) -> float:
+    """Proportional set size in MB (proc(5), smaps_rollup): what is shared counts in parts."""
+    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"no Pss for {pid}")
+
+
+def resident(pid: int) -> float:
+    """Resident set size in MB."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _wait_readable(descriptor: int) -> None:
+    import select
+
+    if not select.select([descriptor], [], [], 10)[0]:
+        raise TimeoutError

@@ -1,0 +1,113 @@
+"""A figure: what was measured of us and of our peer, what was promised, and whether it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+BoundKind = Literal["times", "more", "most"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A promise about medians: at most limit times the peer, limit more than the peer, or limit."""
+
+    kind: BoundKind
+    limit: float
+
+
+@dataclass(frozen=True)
+class Figure:
+    """ours, peer: samples in the unit (peer: empty where there is none). what: in words, with the peer."""
+
+    name: str
+    what: str
+    unit: Literal["s", "MB"]
+    ours: tuple[float, ...]
+    peer: tuple[float, ...] = ()
+    bounds: tuple[Bound, ...] = field(default=())
+
+    @property
+    def ratio(self) -> float | None:
+        return median(self.ours) / median(self.peer) if self.peer else None
+
+    def value(self, bound: Bound) -> float:
+        """What the bound limits."""
+        ours = median(self.ours)
+        if bound.kind == "most":
+            return ours
+        peer = median(self.peer)
+        return ours / peer if bound.kind == "times" else ours - peer
+
+    def is_reached(self, bound: Bound) -> bool:
+        return self.value(bound) <= bound.limit
+
+    def as_json(self) -> dict[str, Any]:
+        bounds = [
+            asdict(bound) | {"value": round(self.value(bound), 4), "reached": self.is_reached(bound)}
+            for bound in self.bounds
+        ]
+        return {
+            **{"name": self.name, "what": self.what, "unit": self.unit},
+            **{
+                "ours": [round(sample, 4) for sample in self.ours],
+                "ours_median": round(median(self.ours), 4),
+            },
+            **{"peer": [round(sample, 4) for sample in self.peer]},
+            "peer_median": round(median(self.peer), 4) if self.peer else None,
+            "ratio": round(self.ratio, 3) if self.ratio is not None else None,
+            "bounds": bounds,
+        }
+
+
+def in_turn(
+    runs: int, ours: Callable[[], float], peer: Callable[[], float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Samples of both, A B A B, after one of each that does not count (caches)."""
+    ours()
+    peer()
+    pairs = [(ours(), peer()) for _ in range(runs)]
+    return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
+
+
+def render(figures: Sequence[Figure]) -> str:
+    """A table for people."""
+    rows = [["", "ours med", "[min]", "peer med", "[min]", "ratio", "promised", "reached"]]
+    for figure in figures:
+        bounds = [_render_bound(figure, bound) for bound in figure.bounds] or [("", "")]
+        for index, bound in enumerate(bounds):
+            rows.append([*(_render_samples(figure) if index == 0 else [""] * 6), *bound])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if 1 <= column <= 5 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([*lines, "", *(f"{figure.name}: {figure.what}" for figure in figures)])
+
+
+def _render_samples(figure: Figure) -> tuple[str, ...]:
+    ours = (_number(median(figure.ours), figure.unit), f"[{_number(min(figure.ours), figure.unit)}]")
+    if not figure.peer:
+        return (figure.name, *ours, "", "", "")
+    peer = (_number(median(figure.peer), figure.unit), f"[{_number(min(figure.peer), figure.unit)}]")
+    return (figure.name, *ours, *peer, f"{figure.ratio:.2f}")
+
+
+def _render_bound(figure: Figure, bound: Bound) -> tuple[str, str]:
+    value = figure.value(bound)
+    reached = "yes" if figure.is_reached(bound) else "NO"
+    if bound.kind == "times":
+        return f"<= {bound.limit:g} x", f"{reached} ({value:.2f} x)"
+    sign = "+" if bound.kind == "more" else ""
+    return f"<= {sign}{_number(bound.limit, figure.unit)}", f"{reached} ({sign}{_number(value, figure.unit)})"
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "MB":
+        return f"{value:.1f} MB"
+    return f"{value * 1000:.0f} ms" if abs(value) < 1 else f"{value:.2f} s"
