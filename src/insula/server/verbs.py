@@ -1,0 +1,123 @@
+"""The verbs on a machine: start, stop, restart, reset, pause, resume, kill, rename."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Request
+from pydantic import Field
+from starlette.responses import Response
+
+from insula.control.control import VerbRequest
+from insula.model.base import Duration, Name, Value
+from insula.server.answer import submit_and_answer, verb_responses
+from insula.server.parameters import IfMatch, Wait, parse_if_match
+from insula.server.problems import problems
+
+router = APIRouter(prefix="/v1/projects/{project}/machines/{name}", tags=["machines"], responses=problems())
+
+
+class NoParameters(Value):
+    """Nothing can be said of this verb."""
+
+
+class StopParameters(Value):
+    """timeout: how long the guest is given to shut down, in seconds or as '1m30s'.
+
+    force: end it hard when it has not (true, the default), or leave it running and fail (false).
+    """
+
+    timeout: Annotated[Duration | None, Field(ge=0, examples=[30])] = None
+    force: bool | None = None
+
+
+class RenameParameters(Value):
+    """name: the new one, a DNS label."""
+
+    name: Name
+
+
+def _said(body: Value | None) -> dict[str, Any]:
+    """What the caller said; the verb fills in the rest."""
+    return {} if body is None else body.model_dump(mode="json", exclude_none=True)
+
+
+async def _submit(
+    request: Request, verb: str, body: Value | None, wait: float, if_match: str | None
+) -> Response:
+    """Submit the verb that the path names, on the machine that it names."""
+    project, name = request.path_params["project"], request.path_params["name"]
+    return await submit_and_answer(
+        request, VerbRequest(verb, project, name, _said(body), parse_if_match(if_match)), wait
+    )
+
+
+def _add_simple(verb: str, description: str) -> None:
+    """A verb without parameters."""
+
+    async def handle(
+        request: Request,
+        project: str,
+        name: str,
+        body: NoParameters | None = None,
+        wait: Wait = 0,
+        if_match: IfMatch = None,
+    ) -> Response:
+        return await _submit(request, verb, body, wait, if_match)
+
+    router.add_api_route(
+        f"/{verb}",
+        handle,
+        methods=["POST"],
+        operation_id=f"{verb}_machine",
+        summary=f"{verb.capitalize()} Machine",
+        description=description,
+        response_model=None,
+        responses=verb_responses(412),
+    )
+
+
+_add_simple("start", "Start the machine; done once the guest's processors run.")
+_add_simple("reset", "Press the reset button: the guest starts again without being asked.")
+_add_simple("pause", "Hold the guest's processors; its memory stays.")
+_add_simple("resume", "Let the guest's processors go on.")
+_add_simple("kill", "End the machine at once, like pulling the plug.")
+
+
+@router.post("/stop", operation_id="stop_machine", response_model=None, responses=verb_responses(412))
+async def stop_machine(
+    request: Request,
+    project: str,
+    name: str,
+    body: Annotated[StopParameters | None, Body()] = None,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Ask the guest to shut down (agent, then power button), wait, and end it hard if it does not."""
+    return await _submit(request, "stop", body, wait, if_match)
+
+
+@router.post("/restart", operation_id="restart_machine", response_model=None, responses=verb_responses(412))
+async def restart_machine(
+    request: Request,
+    project: str,
+    name: str,
+    body: Annotated[StopParameters | None, Body()] = None,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Stop the machine as with `stop`, and start it again."""
+    return await _submit(request, "restart", body, wait, if_match)
+
+
+@router.post("/rename", operation_id="rename_machine", response_model=None, responses=verb_responses(412))
+async def rename_machine(
+    request: Request,
+    project: str,
+    name: str,
+    body: RenameParameters,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Give the machine another name; uid, disks and addresses stay."""
+    return await _submit(request, "rename", body, wait, if_match)

@@ -1,0 +1,158 @@
+"""What the API shows: the Machine object, operations with their kind, and JSON of values without detours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, create_model
+from starlette.responses import Response
+
+from insula.control.control import MachineState
+from insula.kit.paths import Home
+from insula.model.base import Value
+from insula.model.device.nic import NetworkMode, Nic, Publish
+from insula.model.image import BootMode
+from insula.model.machine import Power, RunPolicy
+from insula.model.observation import AcceleratorFact, AgentState, ExitEvidence, Phase
+from insula.model.operation import Operation
+from insula.storage.recipe import Recipe
+
+
+class MachineView(Value):
+    """A machine as the API and `insula ls --json` show it: what is wanted and what is true, in one object.
+
+    The shape is stable: members are added, never removed or changed. directory: its files on the host.
+    """
+
+    name: str
+    project: str
+    uid: str
+    generation: int
+    phase: Phase
+    since: datetime
+    reason: str
+    image: str
+    image_digest: str
+    cpus: int
+    memory_bytes: int
+    pid: int | None
+    addresses: tuple[str, ...]
+    created: datetime
+    power: Power
+    run_policy: RunPolicy
+    ephemeral: bool
+    boot: BootMode
+    network: NetworkMode
+    publish: tuple[Publish, ...]
+    accelerator: AcceleratorFact | None
+    engine_version: str
+    agent: AgentState
+    restarts: int
+    directory: str
+    last_exit: ExitEvidence | None
+
+
+def view_machine(state: MachineState, home: Home) -> MachineView:
+    """Put a machine's document and observation together. All values are checked already, so none is again."""
+    document, seen = state.document, state.observation
+    nic = next((device for device in document.devices if isinstance(device, Nic)), None)
+    return MachineView.model_construct(
+        name=document.name,
+        project=document.project,
+        uid=document.uid,
+        generation=document.generation,
+        phase=seen.phase,
+        since=seen.since,
+        reason=seen.reason,
+        image=document.image.name,
+        image_digest=document.image.digest,
+        cpus=document.cpus,
+        memory_bytes=document.memory_bytes,
+        pid=seen.process.pid if seen.process is not None else None,
+        addresses=seen.addresses,
+        created=document.created,
+        power=document.power,
+        run_policy=document.run_policy,
+        ephemeral=document.ephemeral,
+        boot=document.boot,
+        network=nic.mode if nic is not None else NetworkMode.NONE,
+        publish=nic.publish if nic is not None else (),
+        accelerator=seen.accelerator,
+        engine_version=seen.engine_version,
+        agent=seen.agent,
+        restarts=seen.restarts,
+        directory=str(home.machine(document.uid)),
+        last_exit=seen.last_exit,
+    )
+
+
+# The document's fields as they are, and its kind, which within Insula is the class and not a field.
+_FIELDS: dict[str, Any] = {
+    "kind": (Literal["operation"], "operation"),
+    **{name: (field.annotation, field) for name, field in Operation.model_fields.items()},
+}
+OperationView: type[BaseModel] = create_model(
+    "Operation",
+    __base__=Value,
+    __doc__=Operation.__doc__,
+    **_FIELDS,
+)
+
+
+def render_operation(operation: Operation) -> bytes:
+    """The operation as JSON with its kind."""
+    return b'{"kind":"operation",' + operation.model_dump_json().encode()[1:]
+
+
+class RecipeView(Value):
+    """What can be built here. built: an image of this name is in the store."""
+
+    name: str
+    summary: str
+    kind: str
+    built: bool
+
+
+def view_recipe(recipe: Recipe, built: bool) -> RecipeView:
+    return RecipeView(name=recipe.name, summary=recipe.summary, kind=recipe.kind, built=built)
+
+
+class VersionView(Value):
+    version: str
+    api: Literal["v1"] = "v1"
+
+
+class MachineCount(Value):
+    """running: with a process, paused ones too."""
+
+    running: int
+    total: int
+
+
+class DaemonView(Value):
+    """recovered: what the daemon adopted, finished and undid when it started."""
+
+    pid: int
+    version: str
+    started: datetime
+    home: str
+    socket: str
+    resident_bytes: int
+    machines: MachineCount
+    recovered: tuple[str, ...]
+
+
+def json_answer(value: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A value as the answer."""
+    return raw_json(value.model_dump_json().encode(), status, headers)
+
+
+def json_array(values: Iterable[BaseModel]) -> Response:
+    """Values as an array."""
+    return raw_json(b"[" + b",".join(value.model_dump_json().encode() for value in values) + b"]")
+
+
+def raw_json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")

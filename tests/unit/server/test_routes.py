@@ -1,0 +1,170 @@
+"""Every route once, and what it hands to control."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+from fake_control import DIGEST, FakeControl, machine
+
+from insula.model.observation import Phase
+from insula.server.info import DaemonInfo
+
+WEB = "/v1/projects/default/machines/web"
+
+
+async def test_version(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/v1/version")).json() == {"version": "1.2.3", "api": "v1"}
+
+
+async def test_daemon(api: httpx.AsyncClient, daemon: DaemonInfo, control: FakeControl) -> None:
+    daemon.recovered.append("Machine 'web' was adopted.")
+    control.add(machine("old"), Phase.STOPPED)
+    told = (await api.get("/v1/daemon")).json()
+    assert told["machines"] == {"running": 1, "total": 2}
+    assert told["recovered"] == ["Machine 'web' was adopted."]
+    assert told["resident_bytes"] > 2**20
+    assert told["socket"] == str(daemon.socket)
+    assert told["home"] == str(daemon.home.root)
+
+
+async def test_stop_sets_closing(api: httpx.AsyncClient, daemon: DaemonInfo) -> None:
+    assert (await api.post("/v1/daemon/stop")).status_code == 202
+    assert daemon.closing.is_set()
+
+
+async def test_host_and_findings(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/v1/host")).json()["accelerator"] == {"name": "tcg", "reason": "no KVM here"}
+    assert [finding["name"] for finding in (await api.get("/v1/host/findings")).json()] == ["QEMU"]
+
+
+async def test_images_and_recipes(api: httpx.AsyncClient, control: FakeControl) -> None:
+    assert [image["name"] for image in (await api.get("/v1/images")).json()] == ["micro"]
+    assert (await api.get("/v1/images/micro")).json()["digest"] == DIGEST
+    assert (await api.get("/v1/images/nope")).status_code == 404
+    recipes = (await api.get("/v1/recipes")).json()
+    assert recipes[0] == {"name": "micro", "summary": "", "kind": "initramfs", "built": True}
+    assert not recipes[1]["built"]
+    assert (await api.post("/v1/images/micro/build")).json()["verb"] == "image-build"
+    assert (await api.delete("/v1/images/micro", params={"wait": 1})).status_code == 200
+    assert [(r.verb, r.name) for r in control.requests] == [("image-build", "micro"), ("image-rm", "micro")]
+
+
+async def test_machine_object(api: httpx.AsyncClient, daemon: DaemonInfo, control: FakeControl) -> None:
+    answer = await api.get(WEB)
+    uid = control.machines[("default", "web")].document.uid
+    assert answer.headers["etag"] == '"3"'
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == {
+        "name": "web",
+        "project": "default",
+        "uid": uid,
+        "generation": 3,
+        "phase": "running",
+        "since": "2026-01-01T00:00:00Z",
+        "reason": "",
+        "image": "micro",
+        "image_digest": DIGEST,
+        "cpus": 2,
+        "memory_bytes": 2**29,
+        "pid": 4711,
+        "addresses": ["10.0.2.15"],
+        "created": "2026-01-01T00:00:00Z",
+        "power": "off",
+        "run_policy": "keep",
+        "ephemeral": False,
+        "boot": "direct",
+        "network": "isolated",
+        "publish": [{"host_port": 2222, "guest_port": 22, "host_address": "127.0.0.1", "protocol": "tcp"}],
+        "accelerator": {"name": "tcg", "reason": "no KVM here"},
+        "engine_version": "7.2",
+        "agent": "connected",
+        "restarts": 0,
+        "directory": str(daemon.home.machine(uid)),
+        "last_exit": None,
+    }
+
+
+async def test_machine_without_process_has_no_pid(api: httpx.AsyncClient, control: FakeControl) -> None:
+    control.add(machine("old").changed(devices=()), Phase.STOPPED)
+    told = (await api.get("/v1/projects/default/machines/old")).json()
+    assert (told["pid"], told["network"], told["publish"]) == (None, "none", [])
+
+
+async def test_lists_are_by_project(api: httpx.AsyncClient, control: FakeControl) -> None:
+    control.add(machine("db", project="shop"))
+    assert [m["name"] for m in (await api.get("/v1/machines")).json()] == ["web", "db"]
+    assert [m["name"] for m in (await api.get("/v1/projects/shop/machines")).json()] == ["db"]
+
+
+async def test_create(api: httpx.AsyncClient, control: FakeControl) -> None:
+    spec = {"image": "micro", "name": "new", "memory": "1GiB", "publish": ["8080:80"]}
+    answer = await api.post("/v1/projects/shop/machines", json=spec, params={"start": "true"})
+    assert answer.status_code == 202
+    assert answer.headers["location"] == f"/v1/operations/{answer.json()['uid']}"
+    assert answer.json()["kind"] == "operation"
+    (request,) = control.requests
+    assert (request.verb, request.project, request.name) == ("create", "shop", "new")
+    assert request.parameters["start"] is True
+    # Only what was said: what was not is the image's to fill in.
+    assert request.parameters["spec"].keys() == spec.keys()
+    assert request.parameters["spec"]["memory"] == 2**30
+
+
+@pytest.mark.parametrize("verb", ["start", "reset", "pause", "resume", "kill", "stop", "restart"])
+@pytest.mark.parametrize("body", [None, {}])
+async def test_verbs_without_parameters(
+    api: httpx.AsyncClient, control: FakeControl, verb: str, body: dict[str, str] | None
+) -> None:
+    answer = await (api.post(f"{WEB}/{verb}") if body is None else api.post(f"{WEB}/{verb}", json=body))
+    assert answer.status_code == 202, answer.text
+    (request,) = control.requests
+    assert (request.verb, request.name, request.parameters, request.if_generation) == (verb, "web", {}, None)
+
+
+async def test_verbs_with_parameters(api: httpx.AsyncClient, control: FakeControl) -> None:
+    await api.post(f"{WEB}/stop", json={"timeout": "1m30s", "force": False})
+    await api.post(f"{WEB}/restart", json={"timeout": 5})
+    await api.post(f"{WEB}/rename", json={"name": "new"})
+    await api.delete(WEB, params={"force": "true"})
+    assert [(request.verb, request.parameters) for request in control.requests] == [
+        ("stop", {"timeout": 90.0, "force": False}),
+        ("restart", {"timeout": 5.0}),
+        ("rename", {"name": "new"}),
+        ("rm", {"force": True}),
+    ]
+
+
+async def test_operations(api: httpx.AsyncClient, control: FakeControl) -> None:
+    control.holds = True
+    uid = (await api.post(f"{WEB}/start")).json()["uid"]
+    assert [operation["uid"] for operation in (await api.get("/v1/operations")).json()] == [uid]
+    assert (await api.post(f"/v1/operations/{uid}/cancel")).json()["cancel_requested"] is True
+    control.finish(uid)
+    assert (await api.get("/v1/operations")).json() == []
+    assert (await api.get("/v1/operations", params={"all": "true"})).json()[0]["state"] == "done"
+    assert (await api.get(f"/v1/operations/{uid}")).json()["state"] == "done"
+    assert (await api.get("/v1/operations/nope")).status_code == 404
+
+
+async def test_log(api: httpx.AsyncClient) -> None:
+    answer = await api.get(f"{WEB}/log")
+    assert answer.content == b"one\ntwo\n"
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+    assert (await api.get(f"{WEB}/log", params={"tail": 1})).content == b"two\n"
+    assert (await api.get("/v1/projects/default/machines/nope/log")).status_code == 404
+
+
+async def test_events_that_are_kept(api: httpx.AsyncClient, control: FakeControl) -> None:
+    control.tell("machine.created")
+    control.tell("machine.phase", phase="running")
+    answer = await api.get("/v1/events", params={"follow": "false"})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    first, second = answer.text.strip().split("\n\n")
+    assert first.startswith("id: 1\nevent: machine.created\ndata: {")
+    assert '"phase":"running"' in second
+    later = await api.get("/v1/events", params={"follow": "false", "after": 1})
+    assert later.text.startswith("id: 2\n")
+    resumed = await api.get(
+        "/v1/events", params={"follow": "false", "after": 0}, headers={"Last-Event-ID": "1"}
+    )
+    assert resumed.text == later.text
