@@ -158,25 +158,30 @@ def test_only_the_command_line_prints_and_exits() -> None:
     assert not strays
 
 
-def row(error: type[InsulaError]) -> tuple[str, str, int, int]:
+def facts(error: type[InsulaError]) -> tuple[str, str, int, int]:
     return error.code, error.family, error.exit_status, error.http_status
 
 
-def test_every_error_is_documented() -> None:
+def render_row(code: str, family: str, exit_status: int, http_status: int) -> str:
+    """The error as a line of the table, with the first paragraph of its docstring until somebody says it better."""
+    meaning = " ".join((REGISTRY[code].__doc__ or "").strip().split("\n\n")[0].split())
+    return f"| `{code}` | {family} | {exit_status} | {http_status} | {meaning} |"
+
+
+def real_errors() -> set[tuple[str, str, int, int]]:
     import_all()
+    return {facts(error) for error in REGISTRY.values() if error.__module__.startswith("insula.")}
+
+
+def test_every_error_is_documented() -> None:
     line = re.compile(r"^\| `([a-z0-9-]+)` \| (\w+) \| (\d+) \| (\d+) \| \S.*\|$", re.MULTILINE)
     documented = {
         (code, family, int(exit_status), int(http_status))
         for code, family, exit_status, http_status in line.findall(ERRORS_TABLE.read_text())
     }
-    real = {row(error) for error in REGISTRY.values() if error.__module__.startswith("insula.")}
-    missing = [
-        f"| `{code}` | {family} | {exit_status} | {http_status} | "
-        f"{(REGISTRY[code].__doc__ or '').strip().splitlines()[0]} |"
-        for code, family, exit_status, http_status in sorted(real - documented)
-    ]
+    missing = [render_row(*error) for error in sorted(real_errors() - documented)]
     assert not missing, "add to docs/reference/errors.md:\n" + "\n".join(missing)
-    assert not documented - real, "no longer true in docs/reference/errors.md"
+    assert not documented - real_errors(), "no longer true in docs/reference/errors.md"
 
 
 def test_every_error_belongs_to_a_family_and_says_what_it_means() -> None:
@@ -188,3 +193,9 @@ def test_every_error_belongs_to_a_family_and_says_what_it_means() -> None:
         assert error.family in ("invalid", "conflict", "unavailable", "bug"), code
         assert error.__doc__, f"{error.__qualname__} has no docstring"
         assert error.exit_status in range(64, 79) or 1 <= error.exit_status <= 125, code
+
+
+if __name__ == "__main__":  # prints the whole table anew
+    FLOORS = ("invalid", "conflict", "unavailable", "bug")
+    for known in sorted(real_errors(), key=lambda error: (FLOORS.index(error[1]), error[0])):
+        print(render_row(*known))
