@@ -1,0 +1,75 @@
+"""What can go wrong between us and the daemon, and a guest command that failed.
+
+Unavailable ── DaemonUnreachable (not running, or not ours to talk to), DaemonNotStarted, DaemonLost,
+               DaemonSilent, HomeUnusable, GuestCommandFailed, GuestCommandTimeout
+Bug ── DaemonGarbled
+"""
+
+from __future__ import annotations
+
+from insula.kit.errors import REGISTRY, Bug, InsulaError, Unavailable, error_from_problem
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+
+class DaemonUnreachable(Unavailable):
+    """Nobody listens at the home's socket, or we may not connect to it."""
+
+    code = "daemon-unreachable"
+
+
+class DaemonNotStarted(Unavailable):
+    """The daemon was started on demand and did not come up; evidence: exit_status, log."""
+
+    code = "daemon-not-started"
+
+
+class HomeUnusable(Unavailable):
+    """The home's directory cannot be made or written."""
+
+    code = "home-unusable"
+
+
+class DaemonLost(Unavailable):
+    """The daemon went away in the middle of a request that must not simply be sent again."""
+
+    code = "daemon-lost"
+
+
+class DaemonSilent(Unavailable):
+    """The daemon took a request and did not answer in time."""
+
+    code = "daemon-silent"
+
+
+class DaemonGarbled(Bug):
+    """What answers at the socket does not speak Insula's REST."""
+
+    code = "daemon-garbled"
+
+
+class GuestCommandFailed(Unavailable):
+    """A guest command exited with another status than 0 (exec(..., check=True)); evidence: command,
+    stderr."""
+
+    code = "guest-command-failed"
+
+
+class GuestCommandTimeout(Unavailable):
+    """A guest command ran longer than it was given, and was ended."""
+
+    code = "guest-command-timeout"
+
+
+def rebuild_error(problem: Mapping[str, Any]) -> InsulaError:
+    """The error a problem+json stands for. A code this process has no class for becomes NotFound or its
+    family."""
+    code = str(problem.get("code", "bug"))
+    if code in REGISTRY or problem.get("status") != 404:
+        return error_from_problem(problem)
+    error = error_from_problem({**problem, "code": "not-found"})
+    vars(error)["code"] = code
+    return error

@@ -1,0 +1,159 @@
+"""The shapes of what the daemon answers, for type checkers and readers: docs/reference/python.md."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+Phase = Literal["created", "starting", "running", "paused", "stopping", "stopped", "crashed"]
+
+
+class AcceleratorInfo(TypedDict):
+    name: str
+    reason: str
+
+
+class PublishInfo(TypedDict):
+    host_address: str
+    host_port: int
+    guest_port: int
+    protocol: str
+
+
+class ExitInfo(TypedDict):
+    """How a machine's process ended. exit_status: 128+N for signal N, None if nobody can know."""
+
+    at: str
+    cause: str
+    exit_status: int | None
+    signal: int | None
+    command: str
+    stderr: str
+    serial: str
+
+
+class MachineInfo(TypedDict):
+    """A machine as `GET .../machines/NAME` and `insula ls --json` have it. Times are ISO 8601 in UTC."""
+
+    name: str
+    project: str
+    uid: str
+    generation: int
+    phase: Phase
+    since: str
+    reason: str
+    image: str
+    image_digest: str
+    cpus: int
+    memory_bytes: int
+    pid: int | None
+    addresses: list[str]
+    created: str
+    power: str
+    run_policy: str
+    ephemeral: bool
+    boot: str
+    network: str
+    publish: list[PublishInfo]
+    accelerator: AcceleratorInfo | None
+    engine_version: str
+    agent: str
+    restarts: int
+    directory: str
+    last_exit: ExitInfo | None
+
+
+class ProgressInfo(TypedDict):
+    message: str
+    fraction: float | None
+
+
+class StepInfo(TypedDict):
+    name: str
+    state: Literal["started", "done", "undone"]
+
+
+class OperationInfo(TypedDict):
+    """A verb somebody asked for. notes: what a person should hear besides the outcome."""
+
+    uid: str
+    project: str
+    name: str
+    generation: int
+    created: str
+    kind: str
+    verb: str
+    target_kind: str
+    target: str
+    parameters: dict[str, Any]
+    state: Literal["queued", "running", "performed", "done", "failed", "cancelled"]
+    steps: list[StepInfo]
+    progress: ProgressInfo | None
+    cancel_requested: bool
+    outcome: dict[str, Any] | None
+    problem: dict[str, Any] | None
+    notes: list[str]
+    recovered: int
+    started: str | None
+    finished: str | None
+
+
+class EventInfo(TypedDict):
+    seq: int
+    at: str
+    kind: str
+    project: str
+    target: str
+    name: str
+    data: dict[str, Any]
+
+
+class ImageInfo(TypedDict):
+    name: str
+    digest: str
+    summary: str
+    os: str
+    architecture: str
+    created: str
+    size_bytes: int
+    kernel: dict[str, Any] | None
+    disk: dict[str, Any] | None
+    boots: list[str]
+    agents: list[str]
+    cloud_init: bool
+    default_user: str
+    minimum_memory_bytes: int
+    defaults: dict[str, Any]
+
+
+class RecipeInfo(TypedDict):
+    name: str
+    summary: str
+    kind: str
+    built: bool
+
+
+class HostInfo(TypedDict):
+    cpus: int
+    memory_bytes: int
+    memory_available_bytes: int
+    accelerator: AcceleratorInfo
+    kvm_refused: str
+    engine_version: str
+
+
+class FindingInfo(TypedDict):
+    name: str
+    state: Literal["ok", "limited", "missing"]
+    detail: str
+    mend: str
+
+
+class DaemonInfo(TypedDict):
+    pid: int
+    version: str
+    started: str
+    home: str
+    socket: str
+    resident_bytes: int
+    machines: dict[str, int]
+    recovered: list[str]
