@@ -163,7 +163,7 @@ def facts(error: type[InsulaError]) -> tuple[str, str, int, int]:
 
 
 def render_row(code: str, family: str, exit_status: int, http_status: int) -> str:
-    """The error as a line of the table, with the first paragraph of its docstring until somebody says it better."""
+    """The error as a line of the table; the docstring serves until somebody says it better."""
     meaning = " ".join((REGISTRY[code].__doc__ or "").strip().split("\n\n")[0].split())
     return f"| `{code}` | {family} | {exit_status} | {http_status} | {meaning} |"
 
