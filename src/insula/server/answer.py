@@ -13,7 +13,8 @@ from insula.model.operation import Operation, OperationState
 from insula.server.desk import desk_of
 from insula.server.live import while_wanted
 from insula.server.problems import problem_response, problems
-from insula.server.views import OperationView, raw_json, render_operation
+from insula.server.respond import raw_json
+from insula.server.views import OperationView, render_operation
 
 _LOCATION = {"Location": {"description": "The operation's path.", "schema": {"type": "string"}}}
 

@@ -9,10 +9,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from insula.kit.errors import InsulaError
 from insula.server.gate import error_message
-
-# Key in scope["extensions"]: an event that is set when the client's end of the socket is closed. Without it
-# a client that goes away would be noticed only after all it had sent was taken, which may be never.
-HANG_UP = "insula.hang-up"
+from insula.server.hangup import HANG_UP
 
 
 async def hung_up(websocket: WebSocket) -> None:

@@ -7,7 +7,8 @@ from starlette.responses import Response
 
 from insula.server.desk import desk_of
 from insula.server.problems import problems
-from insula.server.views import DaemonView, MachineCount, VersionView, json_answer, raw_json
+from insula.server.respond import json_answer, raw_json
+from insula.server.views import DaemonView, VersionView, view_daemon
 
 router = APIRouter(tags=["daemon"], responses=problems())
 
@@ -22,20 +23,8 @@ async def get_version(request: Request) -> Response:
 async def get_daemon(request: Request) -> Response:
     """The daemon's process, home and memory, and what it recovered when it started."""
     desk = desk_of(request)
-    daemon = desk.daemon
-    phases = [state.observation.phase for state in await desk.control.list_machines(None)]
-    return json_answer(
-        DaemonView(
-            pid=daemon.pid,
-            version=daemon.version,
-            started=daemon.started,
-            home=str(daemon.home.root),
-            socket=str(daemon.socket),
-            resident_bytes=daemon.resident_bytes(),
-            machines=MachineCount(running=sum(phase.has_process for phase in phases), total=len(phases)),
-            recovered=tuple(daemon.recovered),
-        )
-    )
+    states = await desk.control.list_machines(None)
+    return json_answer(view_daemon(desk.daemon, states))
 
 
 @router.post(

@@ -9,10 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from insula.kit.errors import InsulaError
+from insula.server.front import VERSION_HEADER
 from insula.server.info import DaemonInfo
 from insula.server.problems import DaemonVersion, as_insula_error, problem_response
 
-VERSION_HEADER = b"insula-version"
 # A client of another version must be able to see whom it speaks to, and to end it.
 OPEN_TO_ALL_VERSIONS = frozenset({"/v1/version", "/v1/daemon", "/v1/daemon/stop", "/v1/openapi.json"})
 LARGEST_BODY = 2 * 2**20  # a machine document with its user-data is far smaller

@@ -8,7 +8,7 @@ from starlette.responses import Response
 from insula.model.host import Finding, HostFacts
 from insula.server.desk import desk_of
 from insula.server.problems import problems
-from insula.server.views import json_answer, json_array
+from insula.server.respond import json_answer, json_array
 
 router = APIRouter(tags=["host"], responses=problems())
 

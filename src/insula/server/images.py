@@ -11,7 +11,8 @@ from insula.server.answer import submit_and_answer, verb_responses
 from insula.server.desk import desk_of
 from insula.server.parameters import Wait
 from insula.server.problems import problems
-from insula.server.views import RecipeView, json_answer, json_array, view_recipe
+from insula.server.respond import json_answer, json_array
+from insula.server.views import RecipeView, view_recipe
 
 router = APIRouter(tags=["images"], responses=problems())
 

@@ -17,7 +17,8 @@ from insula.server.desk import Desk, desk_of
 from insula.server.live import LiveResponse, while_wanted
 from insula.server.parameters import IfMatch, Wait, parse_if_match
 from insula.server.problems import DaemonStopping, WaitTimeout, problems
-from insula.server.views import MachineView, json_answer, json_array, view_machine
+from insula.server.respond import json_answer, json_array
+from insula.server.views import MachineView, view_machine
 
 router = APIRouter(tags=["machines"], responses=problems())
 

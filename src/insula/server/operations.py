@@ -11,7 +11,8 @@ from insula.server.desk import desk_of
 from insula.server.live import while_wanted
 from insula.server.parameters import Wait
 from insula.server.problems import problems
-from insula.server.views import OperationView, raw_json, render_operation
+from insula.server.respond import raw_json
+from insula.server.views import OperationView, render_operation
 
 router = APIRouter(tags=["operations"], responses=problems())
 

@@ -10,25 +10,26 @@ import asyncio
 import contextlib
 import logging
 import os
-import select
 import socket
 import struct
 from asyncio.transports import BaseTransport, Transport
 from collections.abc import Callable, Generator
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
-from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.http11 import Request
 
 from insula.kit.aio import cancel_and_wait
-from insula.server.bridge import HANG_UP
+from insula.server.hangup import HANG_UP, HangUp
 
 GRACE = 2.0  # seconds that requests have to end once the daemon is closing
 LARGEST_MESSAGE = 2**20  # bytes of one websocket message from a client
 IDLE_CONNECTION = 75  # seconds a connection without requests is kept for the next one
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid_t, uid_t, gid_t
 log = logging.getLogger(__name__)
@@ -41,31 +42,6 @@ def peer_of(transport: BaseTransport) -> tuple[int, int]:
     )
     pid, uid, _ = _CREDENTIALS.unpack(raw)
     return pid, uid
-
-
-class HangUp:
-    """Sets an event when the other end of a socket is closed, even while we do not read from it.
-
-    asyncio sees that only when it reads up to the end, which backpressure forbids. epoll tells of it apart
-    (EPOLLRDHUP, epoll_ctl(2)), and its own descriptor can be watched by any event loop.
-    """
-
-    def __init__(self, connection: Any) -> None:
-        self.event = asyncio.Event()
-        # A descriptor of our own: the transport closes its one whenever it likes.
-        self._watched = os.dup(connection.fileno())
-        self._epoll = select.epoll()
-        self._epoll.register(self._watched, select.EPOLLRDHUP | select.EPOLLONESHOT)
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._epoll.fileno(), self.end)
-
-    def end(self) -> None:
-        """Set the event and stop watching; may be called twice."""
-        self.event.set()
-        if not self._epoll.closed:
-            self._loop.remove_reader(self._epoll.fileno())
-            self._epoll.close()
-            os.close(self._watched)
 
 
 class PeerHttp(HttpToolsProtocol):

@@ -1,4 +1,4 @@
-"""What the API shows: the Machine object, operations with their kind, and JSON of values without detours."""
+"""What the API shows, and its JSON: the Machine object, operations with their kind. No web framework here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, create_model
-from starlette.responses import Response
 
 from insula.control.control import MachineState
 from insula.kit.paths import Home
@@ -17,6 +16,7 @@ from insula.model.image import BootMode
 from insula.model.machine import Power, RunPolicy
 from insula.model.observation import AcceleratorFact, AgentState, ExitEvidence, Phase
 from insula.model.operation import Operation
+from insula.server.info import DaemonInfo
 from insula.storage.recipe import Recipe
 
 
@@ -144,15 +144,25 @@ class DaemonView(Value):
     recovered: tuple[str, ...]
 
 
-def json_answer(value: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A value as the answer."""
-    return raw_json(value.model_dump_json().encode(), status, headers)
+def view_daemon(daemon: DaemonInfo, states: Iterable[MachineState]) -> DaemonView:
+    phases = [state.observation.phase for state in states]
+    return DaemonView(
+        pid=daemon.pid,
+        version=daemon.version,
+        started=daemon.started,
+        home=str(daemon.home.root),
+        socket=str(daemon.socket),
+        resident_bytes=daemon.resident_bytes(),
+        machines=MachineCount(running=sum(phase.has_process for phase in phases), total=len(phases)),
+        recovered=tuple(daemon.recovered),
+    )
 
 
-def json_array(values: Iterable[BaseModel]) -> Response:
-    """Values as an array."""
-    return raw_json(b"[" + b",".join(value.model_dump_json().encode() for value in values) + b"]")
+def render(value: BaseModel) -> bytes:
+    """A value as JSON."""
+    return value.model_dump_json().encode()
 
 
-def raw_json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(body, status, headers, media_type="application/json")
+def render_array(values: Iterable[BaseModel]) -> bytes:
+    """Values as a JSON array."""
+    return b"[" + b",".join(map(render, values)) + b"]"

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from insula.kit.paths import Home
 from insula.server.app import create_app
 from insula.server.info import DaemonInfo
-from insula.server.listen import open_listener
+from insula.server.listen import Listener, open_listener
 from insula.server.peer import UnixServer
 
 
@@ -64,8 +64,10 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serve(app: FastAPI, daemon: DaemonInfo, **options: Any) -> AsyncIterator[Served]:
-    listener = open_listener(daemon.socket)
+async def serve(
+    app: FastAPI, daemon: DaemonInfo, listener: Listener | None = None, **options: Any
+) -> AsyncIterator[Served]:
+    listener = listener or open_listener(daemon.socket)
     ready = asyncio.Event()
     server = UnixServer(app, daemon.closing, on_ready=ready.set, **options)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:

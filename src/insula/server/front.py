@@ -1,0 +1,77 @@
+"""In front of the application: what commands ask first is answered before the application is even loaded.
+
+    request ── hot, and all is well ──> answered here
+        └───── anything else ─────────> the application, once it is loaded
+
+Loading the web framework is half of the daemon's start, and `insula ls` after a crash must not wait for it.
+What is answered here is exactly what the application's own route would answer; whatever is not plain (another
+version, an error, a query) goes there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any
+
+from insula.control.control import Control
+from insula.kit.aio import cancel_and_wait
+from insula.server.info import DaemonInfo
+from insula.server.views import VersionView, render, render_array, view_daemon, view_machine
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+VERSION_HEADER = b"insula-version"
+
+
+class Front:
+    """ASGI application. app: loads the application that stands behind."""
+
+    def __init__(self, control: Control, daemon: DaemonInfo, app: Coroutine[Any, Any, ASGIApp]) -> None:
+        self._control = control
+        self._daemon = daemon
+        self._app = asyncio.get_running_loop().create_task(app, name="loading the application")
+        self._hot: dict[str, Callable[[], Awaitable[bytes]]] = {
+            "/v1/version": self._version,
+            "/v1/daemon": self._status,
+            "/v1/machines": self._machines,
+            "/v1/projects/default/machines": lambda: self._machines("default"),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await self._answer(scope) if scope["type"] == "http" else None
+        if body is None:
+            # Shielded: the request may be cancelled, the loading is everybody's.
+            app = await asyncio.shield(self._app)
+            await app(scope, receive, send)
+            return
+        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def close(self) -> None:
+        """End the loading, if it still goes on."""
+        await cancel_and_wait(self._app)
+
+    async def _answer(self, scope: Scope) -> bytes | None:
+        hot = self._hot.get(scope["path"])
+        if hot is None or scope["method"] != "GET":
+            return None
+        expected = self._daemon.version.encode()
+        if any(name == VERSION_HEADER and value != expected for name, value in scope["headers"]):
+            return None
+        try:
+            return await hot()
+        except Exception:
+            return None  # the application fails likewise, and tells why
+
+    async def _version(self) -> bytes:
+        return render(VersionView(version=self._daemon.version))
+
+    async def _status(self) -> bytes:
+        return render(view_daemon(self._daemon, await self._control.list_machines(None)))
+
+    async def _machines(self, project: str | None = None) -> bytes:
+        states = await self._control.list_machines(project)
+        return render_array(view_machine(state, self._daemon.home) for state in states)
