@@ -13,8 +13,7 @@ from insula.cli.terminal import RawTerminal, require_terminal, window_size, writ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
-
+    from insula.cli.parser import Options
     from insula.client.machine import Machine
     from insula.client.session import Console, ExecSession
 
@@ -37,7 +36,7 @@ def environment_of(pairs: list[str]) -> dict[str, str]:
 def run_attached(
     machine: Machine,
     argv: list[str],
-    options: Namespace,
+    options: Options,
     *,
     user: str | None = None,
     agent_timeout: float,

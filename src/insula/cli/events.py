@@ -19,8 +19,8 @@ def parser() -> Parser:
         "Print the events that are kept, oldest first; with --follow new ones as they happen.\n"
         "With --json one object a line.",
     )
-    p.add_argument("-f", "--follow", action="store_true", help="print new events until Ctrl-C")
-    p.add_argument("--after", metavar="SEQ", type=whole_number, help="only those after this number")
+    p.flag("-f", "--follow", help="print new events until Ctrl-C")
+    p.option("--after", metavar="SEQ", convert=whole_number, help="only those after this number")
     return p
 
 

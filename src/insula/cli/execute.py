@@ -16,18 +16,17 @@ def parser() -> Parser:
         "Standard input is passed on when it is no terminal, or with -i or -t. Ctrl-C goes to the\n"
         "command; twice within 2s leaves it.",
         json=False,
-        usage="insula exec [OPTIONS] NAME -- COMMAND [ARGUMENT ...]",
         guest_command=True,
-        examples="  insula exec web -- uname -a\n"
-        "  insula exec -t web -- sh\n"
-        '  insula exec web -- sh -c "cat >/tmp/f" <f',
+        examples="insula exec web -- uname -a\n"
+        "insula exec -t web -- sh\n"
+        'insula exec web -- sh -c "cat >/tmp/f" <f',
     )
     add_guest_options(p)
-    p.add_argument("-u", "--user", metavar="NAME", help="as this user of the guest (default: root)")
-    p.add_argument(
+    p.option("-u", "--user", metavar="NAME", help="as this user of the guest (default: root)")
+    p.option(
         "--agent-timeout",
         metavar="TIME",
-        type=duration,
+        convert=duration,
         default=AGENT_TIMEOUT,
         help="how long the guest's agent may take to answer (default: 60s)",
     )
@@ -38,12 +37,10 @@ def parser() -> Parser:
 
 def add_guest_options(p: Parser) -> None:
     """What `exec` and `run` both take for a command in the guest."""
-    p.add_argument("-t", "--tty", action="store_true", help="give the command a terminal (implies -i)")
-    p.add_argument("-i", "--interactive", action="store_true", help="pass on stdin though it is a terminal")
-    p.add_argument(
-        "-e", "--env", metavar="K=V", action="append", default=[], help="set a variable for it; K: as here"
-    )
-    p.add_argument("-w", "--workdir", metavar="DIR", help="the directory it starts in")
+    p.flag("-t", "--tty", help="give the command a terminal (implies -i)")
+    p.flag("-i", "--interactive", help="pass on stdin though it is a terminal")
+    p.option("-e", "--env", metavar="K=V", repeat=True, help="set a variable for it; K: as here")
+    p.option("-w", "--workdir", metavar="DIR", help="the directory it starts in")
 
 
 def run(_command: str, argv: list[str]) -> int:

@@ -17,22 +17,21 @@ STOP_TIMEOUT = 30.0
 def parser(command: str) -> Parser:
     p = Parser(command, f"{commands()[command]}.")
     if command in ("stop", "restart"):
-        p.add_argument(
+        p.option(
             "--timeout",
             metavar="TIME",
-            type=duration,
+            convert=duration,
             default=STOP_TIMEOUT,
             help="how long the guest may take to shut down (default: 30s)",
         )
-        force = p.add_mutually_exclusive_group()
-        force.add_argument("--force", dest="force", action="store_true", default=True, help="then force it")
-        force.add_argument(
-            "--no-force", dest="force", action="store_false", help="then leave it running and fail"
+        p.flag("--force", default=True, help="then force it (the default)")
+        p.flag(
+            "--no-force", attribute="force", value=False, default=True, help="then leave it running and fail"
         )
     if command == "rm":
-        p.add_argument("-f", "--force", action="store_true", help="also machines that run")
-        p.add_argument("-a", "--all", action="store_true", help="all of them (running ones with --force)")
-    p.add_argument("names", metavar="NAME", nargs="*" if command == "rm" else "+", help="name of a machine")
+        p.flag("-f", "--force", help="also machines that run")
+        p.flag("-a", "--all", help="all of them (running ones with --force)")
+    p.add_names(count="*" if command == "rm" else "+")
     p.add_project()
     return p
 

@@ -9,8 +9,8 @@ from insula.client.sdk import connect
 
 def parser() -> Parser:
     p = Parser("logs", "Print what a machine has written to its serial console.", json=False)
-    p.add_argument("-f", "--follow", action="store_true", help="go on as it grows, until the machine ends")
-    p.add_argument("-n", "--tail", metavar="N", type=whole_number, help="only the last N lines")
+    p.flag("-f", "--follow", help="go on as it grows, until the machine ends")
+    p.option("-n", "--tail", metavar="N", convert=whole_number, help="only the last N lines")
     p.add_name()
     p.add_project()
     return p

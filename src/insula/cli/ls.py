@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import sys
 
-from insula.cli.output import PHASE_COLOURS, age, print_json, print_table, say
+from insula.cli.output import PHASE_COLOURS, age, print_json, print_table, say, size
 from insula.cli.parser import Parser
 from insula.client.transport import Transport
 from insula.client.wire import quote
-from insula.kit.units import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +20,8 @@ QUIET_PHASES = ("created", "stopped")
 
 def parser() -> Parser:
     p = Parser("ls", "List machines that run or have crashed; with --all also stopped ones.")
-    p.add_argument("-a", "--all", action="store_true", help="stopped and never started machines too")
-    p.add_argument("--project", metavar="P", help="only machines of this project")
+    p.flag("-a", "--all", help="stopped and never started machines too")
+    p.option("--project", metavar="P", help="only machines of this project")
     return p
 
 
@@ -49,7 +48,7 @@ def _print(machines: list[MachineInfo], hidden: int) -> None:
             m["image"],
             m["phase"],
             str(m["cpus"]),
-            format_size(m["memory_bytes"]),
+            size(m["memory_bytes"]),
             ",".join(m["addresses"]) or "-",
             age(m["created"]),
         ]

@@ -15,10 +15,10 @@ from insula.kit.errors import InsulaError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Callable, Sequence
     from typing import Self
 
+    from insula.cli.parser import Options
     from insula.client.operation import Operation
     from insula.client.types import OperationInfo
 
@@ -87,7 +87,7 @@ def perform(submit: Callable[[], Operation], *, quiet: bool = False) -> Operatio
 
 
 def perform_each(
-    options: Namespace, names: Sequence[str], submit: Callable[[str], Operation], *, echo: bool = True
+    options: Options, names: Sequence[str], submit: Callable[[str], Operation], *, echo: bool = True
 ) -> int:
     """The same verb on several targets at once; the names of those that succeeded go to stdout (echo)."""
     from insula.cli.report import tell

@@ -28,13 +28,13 @@ def run(_command: str, argv: list[str]) -> int:
 
 def _parser(name: str, summary: str) -> Parser:
     parser = Parser(f"op {name}", summary)
-    parser.add_argument("uid", metavar="UID", help="as insula op ls shows it")
+    parser.argument("uid", "UID", "as insula op ls shows it")
     return parser
 
 
 def _ls(argv: list[str]) -> int:
     parser = Parser("op ls", "List operations that have not ended; with --all those that have, too.")
-    parser.add_argument("-a", "--all", action="store_true", help="ended ones too")
+    parser.flag("-a", "--all", help="ended ones too")
     options = parser.parse(argv)
     found = [operation.info for operation in connect().operations(all=options.all)]
     if options.json:

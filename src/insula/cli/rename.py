@@ -11,7 +11,7 @@ from insula.client.sdk import connect
 def parser() -> Parser:
     p = Parser("rename", "Give a machine another name.")
     p.add_name()
-    p.add_argument("new_name", metavar="NEW", help="its new name")
+    p.argument("new_name", "NEW", "its new name")
     p.add_project()
     return p
 

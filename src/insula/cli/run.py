@@ -24,8 +24,9 @@ from insula.kit.errors import Invalid, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from argparse import Namespace
     from typing import Any
+
+    from insula.cli.parser import Options
 
 AGENT_TIMEOUT = 300.0  # seconds: a distribution boots before its agent answers, without KVM for minutes
 
@@ -42,21 +43,20 @@ def parser() -> Parser:
         "Start a machine of an image (built first if need be), and perhaps a command in it.\n"
         "With a command: runs it, and exits with its status. Without: opens the machine's console on a\n"
         "terminal (Ctrl-] leaves it), else prints its name.",
-        usage="insula run [OPTIONS] IMAGE [-- COMMAND [ARGUMENT ...]]",
         guest_command=True,
-        examples="  insula run --rm micro -- uname -a\n"
-        "  insula run -d --name web --memory 1GiB -p 8080:80 --network user debian-12",
+        examples="insula run --rm micro -- uname -a\n"
+        "insula run -d --name web --memory 1GiB -p 8080:80 --network user debian-12",
     )
-    p.add_argument("image", metavar="IMAGE", help="name of an image: insula image ls")
+    p.argument("image", "IMAGE", "name of an image: insula image ls")
     _add_machine_options(p)
     _add_guest_setup(p)
-    p.add_argument("--rm", action="store_true", help="remove the machine at the end, whatever happens")
-    p.add_argument("-d", "--detach", action="store_true", help="start it, print its name, and return")
+    p.flag("--rm", help="remove the machine at the end, whatever happens")
+    p.flag("-d", "--detach", help="start it, print its name, and return")
     add_guest_options(p)
-    p.add_argument(
+    p.option(
         "--agent-timeout",
         metavar="TIME",
-        type=duration,
+        convert=duration,
         default=AGENT_TIMEOUT,
         help="how long the guest may take until its agent answers (default: 5m)",
     )
@@ -65,32 +65,26 @@ def parser() -> Parser:
 
 
 def _add_machine_options(p: Parser) -> None:
-    p.add_argument("--name", metavar="NAME", help="its name (default: one is chosen)")
-    p.add_argument("--cpus", metavar="N", type=whole_number, help="number of processors")
-    p.add_argument("--memory", "-m", metavar="SIZE", type=size, help="memory, such as 512MiB or 1GiB")
-    p.add_argument("--disk-size", metavar="SIZE", type=size, help="size of its disk, at least the image's")
-    p.add_argument("--boot", choices=("direct", "disk"), help="from a kernel file, or by its own loader")
-    p.add_argument("--accelerator", choices=("auto", "kvm", "tcg"), help="default: what works here")
-    p.add_argument("--cpu-model", metavar="MODEL", help="processor model, such as max or qemu64")
-    p.add_argument("--agent", choices=("insula", "qemu", "none"), help="which guest agent to talk to")
-    p.add_argument(
-        "--network", choices=("none", "isolated", "user"), help="what it reaches (default: the image's)"
-    )
-    p.add_argument(
-        "-p", "--publish", metavar="HOST:GUEST", action="append", default=[], help="a port of the host for it"
-    )
-    p.add_argument(
+    p.option("--name", metavar="NAME", help="its name (default: one is chosen)")
+    p.option("--cpus", metavar="N", convert=whole_number, help="number of processors")
+    p.option("--memory", "-m", metavar="SIZE", convert=size, help="memory, such as 512MiB or 1GiB")
+    p.option("--disk-size", metavar="SIZE", convert=size, help="size of its disk, at least the image's")
+    p.option("--boot", choices=("direct", "disk"), help="from a kernel file, or by its own loader")
+    p.option("--accelerator", choices=("auto", "kvm", "tcg"), help="default: what works here")
+    p.option("--cpu-model", metavar="MODEL", help="processor model, such as max or qemu64")
+    p.option("--agent", choices=("insula", "qemu", "none"), help="which guest agent to talk to")
+    p.option("--network", choices=("none", "isolated", "user"), help="what it reaches (default: the image's)")
+    p.option("-p", "--publish", metavar="HOST:GUEST", repeat=True, help="a port of the host for it")
+    p.option(
         "--run-policy", choices=("always", "keep", "once"), help="when it starts by itself (default: keep)"
     )
 
 
 def _add_guest_setup(p: Parser) -> None:
-    p.add_argument("--hostname", metavar="NAME", help="host name (default: the machine's name)")
-    p.add_argument("--user", metavar="NAME", help="login name to create (images with cloud-init)")
-    p.add_argument(
-        "--ssh-key", metavar="FILE|KEY", action="append", default=[], help="public key that may log in"
-    )
-    p.add_argument("--user-data", metavar="FILE", help="cloud-init user-data of your own; - reads stdin")
+    p.option("--hostname", metavar="NAME", help="host name (default: the machine's name)")
+    p.option("--user", metavar="NAME", help="login name to create (images with cloud-init)")
+    p.option("--ssh-key", metavar="FILE|KEY", repeat=True, help="public key that may log in")
+    p.option("--user-data", metavar="FILE", help="cloud-init user-data of your own; - reads stdin")
 
 
 def run(_command: str, argv: list[str]) -> int:
@@ -121,7 +115,7 @@ def run(_command: str, argv: list[str]) -> int:
     return 0
 
 
-def _check(options: Namespace, command: list[str] | None) -> None:
+def _check(options: Options, command: list[str] | None) -> None:
     """What can be said before anything is done."""
     if command == []:
         raise UsageError("There is no command after --.", hint="insula run IMAGE -- COMMAND [ARGUMENT ...]")
@@ -143,7 +137,7 @@ def _on_terminal() -> bool:
         return False
 
 
-def _spec(options: Namespace, *, removed_by_itself: bool) -> dict[str, Any]:
+def _spec(options: Options, *, removed_by_itself: bool) -> dict[str, Any]:
     if options.cpus is not None and options.cpus < 1:
         raise UsageError(f"--cpus {options.cpus} is less than one processor.", hint="Use --cpus 1.")
     return machine_spec(
@@ -189,7 +183,7 @@ def _read(path: str, option: str) -> str:
         raise UnreadableFile(f"The file '{path}' of {option} cannot be read.") from error
 
 
-def _leave(machine: Machine, options: Namespace) -> None:
+def _leave(machine: Machine, options: Options) -> None:
     """With --rm remove the machine, else say that it goes on."""
     if options.rm:
         with Held(), contextlib.suppress(NotFound):

@@ -13,13 +13,13 @@ PHASES = ("created", "starting", "running", "paused", "stopping", "stopped", "cr
 def parser() -> Parser:
     p = Parser("wait", "Wait until a machine is in a phase, and print which.")
     p.add_name()
-    p.add_argument(
+    p.option(
         "--phase",
         metavar="PHASE[,...]",
         default="stopped,crashed",
         help=f"any of these: {', '.join(PHASES)} (default: stopped,crashed)",
     )
-    p.add_argument("--timeout", metavar="TIME", type=duration, help="give up after this time, exit 69")
+    p.option("--timeout", metavar="TIME", convert=duration, help="give up after this time, exit 69")
     p.add_project()
     return p
 

@@ -8,10 +8,9 @@ anything else, and the daemon dies: DaemonLost; nobody may guess whether it was 
 
 from __future__ import annotations
 
-import json
-
 import insula
 from insula.client.errors import DaemonGarbled, DaemonLost, DaemonSilent, DaemonUnreachable, rebuild_error
+from insula.client.jsontext import read_json
 from insula.client.locate import daemon_socket, find_home
 from insula.client.wire import Disconnected, Garbled, Response, open_socket, send_request
 
@@ -92,7 +91,7 @@ class Transport:
     def decode(self, response: Response, data: bytes) -> Any:
         """The JSON of an answer that was read whole; raises the error when it tells of one."""
         try:
-            answer = json.loads(data) if data else None
+            answer = read_json(data) if data else None
         except ValueError as error:
             raise _garbled(self.socket_path, f"status {response.status}: {data[:200]!r}") from error
         if response.status < 400:
@@ -144,6 +143,8 @@ class Transport:
             head["Connection"] = "close"
         raw = None
         if body is not None:
+            import json
+
             raw = json.dumps(body, separators=(",", ":")).encode()
             head["Content-Type"] = "application/json"
         try:
