@@ -213,7 +213,7 @@ async def test_an_old_engine_is_refused_with_the_version_that_is_needed() -> Non
             "may not open",
             "sudo usermod -aG kvm ana, then log in again",
         ),
-        (Eyes(), "guest code made no progress in 1s", "made no progress", "none known"),
+        (Eyes(), "guest code made no progress in 1s", "made no progress", "none on this host"),
     ],
 )
 async def test_why_kvm_is_not_used_and_what_would_change_it(
