@@ -14,10 +14,10 @@ from insula.model.operation import Operation, OperationState, Progress
 from insula.store.protocol import Put
 
 
-class ImageBuildFailed(Unavailable):
+class ImageNotMade(Unavailable):
     """The image that the machine needs could not be built."""
 
-    code = "image-build-failed"
+    code = "image-not-made"
 
 
 class CreateCancelled(Conflict):
@@ -100,7 +100,7 @@ class WaitingCreates:
             build = changed
         if build.problem is not None:
             cause = error_from_problem(build.problem)
-            raise ImageBuildFailed(
+            raise ImageNotMade(
                 f"Image '{image}' could not be built.", hint=cause.hint, evidence=cause.evidence
             ) from cause
 

@@ -50,7 +50,7 @@ class Operation(Document):
 
     parameters: the verb's own. outcome: JSON for whoever waits. problem: the error as problem+json.
     notes: what a person should hear besides ("The guest did not answer within 30s; it was forced").
-    recovered: how often a daemon that came back had to go on with it.
+    recovered: how often a daemon that came back had to go on with it. remembered: what its undo puts back.
     """
 
     kind: ClassVar[str] = "operation"
@@ -67,5 +67,6 @@ class Operation(Document):
     problem: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     recovered: int = 0
+    remembered: dict[str, Any] = Field(default_factory=dict)
     started: datetime | None = None
     finished: datetime | None = None

@@ -24,6 +24,7 @@ class OperationJournal:
         self._notes: list[str] = list(operation.notes)
         self._crew = crew
         self.abandoned = False
+        self.remembered = operation.remembered
         self._last_progress = float("-inf")
 
     def records(self) -> tuple[StepRecord, ...]:
@@ -50,6 +51,13 @@ class OperationJournal:
     async def record(self, records: tuple[StepRecord, ...]) -> None:
         self._records = records
         await self._update(lambda o: o.model_copy(update={"steps": records, "notes": tuple(self._notes)}))
+
+    async def remember(self, **values: Any) -> None:
+        """Record JSON values that an undo will need, durably, before what they describe is changed."""
+        operation = await self._update(
+            lambda o: o.model_copy(update={"remembered": {**values, **o.remembered}})
+        )
+        self.remembered = operation.remembered
 
     def progress(self, progress: Progress) -> None:
         """Record how far it is, at most every PROGRESS_INTERVAL seconds, without making the work wait."""

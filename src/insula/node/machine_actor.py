@@ -19,15 +19,15 @@ from insula.engine.protocol import (
     ShuttingDown,
 )
 from insula.kit.clock import boot_id, utc_now
-from insula.kit.errors import InsulaError
+from insula.kit.errors import Bug, InsulaError
 from insula.model.machine import Machine
 from insula.model.observation import ExitEvidence, Phase
 from insula.model.operation import Operation
 from insula.node.context import MachineContext, Seat
 from insula.node.journal import OperationJournal
-from insula.node.mailbox import Actor
+from insula.node.mailbox import Actor, Cancelled
 from insula.node.observer import Observer
-from insula.node.procedure import perform
+from insula.node.procedure import MOST_RECOVERIES, perform
 from insula.node.procedures import find_steps
 from insula.node.rooms import Rooms
 from insula.planner.lifecycle import Situation, Verdict, judge
@@ -37,6 +37,12 @@ log = logging.getLogger(__name__)
 # Seconds between questions for the guest's addresses until it has some: DHCP takes its time after the agent.
 ADDRESS_INTERVALS = (0.5, 1, 2, 4, 8, 15, 30, 60, 60, 60)
 AGENT_ANSWER = 10.0  # seconds for an agent whose port is open to answer
+
+
+class GivenUp(Bug):
+    """The daemon died in an operation again and again, so the operation was undone."""
+
+    code = "operation-given-up"
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,15 @@ class MachineActor(Actor):
             attach=self.attach,
         )
         self._asked_to_end = operation.verb in ("stop", "restart", "kill", "rm")
-        too_often = operation.recovered > 3
-        backwards = operation.recovered > 0 and (operation.cancel_requested or too_often)
+        backwards: InsulaError | None = None
+        if operation.recovered and operation.cancel_requested:
+            backwards = Cancelled(f"The operation '{operation.verb}' was cancelled and undone.")
+        elif operation.recovered > MOST_RECOVERIES:
+            backwards = GivenUp(
+                f"The daemon ended {operation.recovered} times while it was at '{operation.verb}' of "
+                f"'{operation.name}'; the operation was undone.",
+                hint="Please report it with the daemon's log (insula daemon status names it).",
+            )
         steps = find_steps(operation.verb, context)
         try:
             await perform(operation.verb, steps, context, journal, self.rooms.faults, backwards=backwards)
@@ -184,10 +197,10 @@ class MachineActor(Actor):
             if stored.document.target == self.uid and not stored.document.state.is_final
         ]
         evidence = self.rooms.engine.read_exit(directory)
-        if evidence is None and "start" not in busy and "create" not in busy:
-            evidence = self._lost(seen.process.boot_id if seen.process else None)
-        if evidence is None:
+        if evidence is None and busy and seen.phase is Phase.STARTING:
             return None  # never launched: the operation that was starting it goes on
+        if evidence is None:
+            evidence = self._lost(seen.process.boot_id if seen.process else None)
         self.rooms.engine.forget(directory)
         asked = any(verb in ("stop", "restart", "kill", "rm") for verb in busy)
         await self.observer.see_end(evidence, asked=asked)

@@ -72,16 +72,16 @@ async def perform(
     journal: Journal,
     faults: Faults,
     *,
-    backwards: bool = False,
+    backwards: BaseException | None = None,
 ) -> None:
-    """Do what is left of the steps, or (backwards) undo what was begun of them.
+    """Do what is left of the steps; or undo what was begun of them and raise `backwards`, why that is.
 
     Raises what a step raised, after everything has been undone; asyncio.CancelledError likewise.
     """
     records: dict[str, str] = {record.name: record.state for record in journal.records()}
     try:
-        if backwards:
-            raise asyncio.CancelledError
+        if backwards is not None:
+            raise backwards
         for step in steps:
             state = records.get(step.name)
             if state == "done":

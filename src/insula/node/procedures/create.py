@@ -48,16 +48,17 @@ def _disks(machine: Machine, source: str) -> list[Disk]:
 
 async def make_disks(context: MachineContext) -> None:
     """A copy-on-write overlay of the image for each disk; one that is there already is complete and kept."""
-    from insula.storage.volumes import create_overlay
-
     machine = context.machine
     for disk in _disks(machine, "image"):
         target = context.directory / disk.file
         if target.exists():
             continue
+        from insula.storage.volumes import create_overlay
+
         image, directory = context.image()
         assert image.disk is not None, "resolve() gives a disk only to machines of images that have one"
-        await create_overlay(target, directory / image.disk.file, image.disk.format, disk.size_bytes)
+        size = disk.size_bytes or image.disk.virtual_size_bytes
+        await create_overlay(target, directory / image.disk.file, image.disk.format, size)
 
 
 async def make_seed(context: MachineContext) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from insula.model.observation import Phase
+from insula.model.observation import Observation, Phase
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
 from insula.node.procedures.create import refresh_document
@@ -18,19 +18,24 @@ async def prepare(context: MachineContext) -> None:
     by_repair = context.parameters.get("by") == "repair"
     restarts = (seen.restarts if seen else 0) + 1 if by_repair else 0
     if context.instance is None:
+        if seen is not None and seen.phase is not Phase.STARTING:
+            await context.journal.remember(seen=seen.model_dump(mode="json"))
         await context.observer.see(phase=Phase.STARTING, reason="", restarts=restarts)
 
 
 async def undo_prepare(context: MachineContext) -> None:
-    """Back to the phase before, which the last exit (or its absence) tells."""
-    seen = context.observer.seen
-    if seen is None or seen.phase is not Phase.STARTING or context.instance is not None:
+    """What was seen before is seen again, with the evidence of the exit before."""
+    remembered = context.journal.remembered.get("seen")
+    if remembered is None or context.instance is not None:
         return
-    if seen.last_exit is None:
-        await context.observer.see(phase=Phase.CREATED, reason="The last start did not succeed.")
-    else:
-        phase = Phase.CRASHED if seen.last_exit.cause == "crash" else Phase.STOPPED
-        await context.observer.see(phase=phase, reason="The last start did not succeed.")
+    before = Observation.model_validate(remembered)
+    await context.observer.see(
+        phase=before.phase,
+        reason="The last start did not succeed.",
+        last_exit=before.last_exit,
+        process=None,
+        accelerator=before.accelerator,
+    )
 
 
 async def launch(context: MachineContext) -> None:

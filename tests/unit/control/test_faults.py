@@ -1,0 +1,190 @@
+"""Every step of every operation fails once, and the world is back; dies once, and the next daemon goes on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from insula.model.observation import Phase
+from insula.model.operation import OperationState
+from insula.node.procedure import DaemonDied, Faults
+from insula.storage.images import ImageStore
+from tests.support.host import FakeHost, publish_fake_image
+
+
+@dataclass
+class Scripted(Faults):
+    """Raises once at `place`; remembers every place that was passed."""
+
+    place: str | None = None
+    error: Callable[[], BaseException] = lambda: OSError("injected")
+    verb: str = ""
+    passed: list[str] = field(default_factory=list)
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def before(self, verb: str, step: str) -> None:
+        self._pass(verb, f"before {step}")
+
+    def after(self, verb: str, step: str) -> None:
+        self._pass(verb, f"after {step}")
+
+    def _pass(self, verb: str, place: str) -> None:
+        if verb != self.verb:
+            return
+        self.passed.append(place)
+        if place == self.place:
+            self.place = None
+            self.reached.set()
+            raise self.error()
+
+
+# verb -> how the machine is before it, its parameters, and the phase after it has succeeded (None: gone)
+CASES: dict[str, tuple[str, dict[str, Any], Phase | None]] = {
+    "create": ("absent", {"start": True}, Phase.RUNNING),
+    "start": ("created", {}, Phase.RUNNING),
+    "stop": ("running", {}, Phase.STOPPED),
+    "restart": ("running", {}, Phase.RUNNING),
+    "reset": ("running", {}, Phase.RUNNING),
+    "pause": ("running", {}, Phase.PAUSED),
+    "resume": ("paused", {}, Phase.RUNNING),
+    "kill": ("running", {}, Phase.STOPPED),
+    "rm": ("running", {"force": True}, None),
+}
+PLACES = {
+    "create": ["make directory", "make disks", "make seed", "record", "prepare", "launch", "run"],
+    "start": ["prepare", "launch", "run"],
+    "stop": ["ask the guest", "wait"],
+    "restart": ["ask the guest", "wait", "prepare", "launch", "run"],
+    "reset": ["reset"],
+    "pause": ["pause"],
+    "resume": ["resume"],
+    "kill": ["kill"],
+    "rm": ["end the process", "remove files"],
+}
+EVERY_PLACE = [
+    (verb, f"{when} {step}")
+    for verb, steps in PLACES.items()
+    for step in steps
+    for when in ("before", "after")
+]
+# Verbs that go one way: what a failed step had already done stays done, and the machine says so.
+ONE_WAY = ("stop", "restart", "kill", "rm", "reset")
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> AsyncIterator[FakeHost]:
+    host = FakeHost(tmp_path / "home")
+    publish_fake_image(ImageStore(host.home.images))
+    yield host
+    await host.close()
+
+
+async def bring_to(host: FakeHost, state: str) -> None:
+    if state in ("created", "running", "paused"):
+        await host.do("create", start=state != "created")
+    if state == "paused":
+        await host.do("pause")
+
+
+def files(host: FakeHost) -> list[str]:
+    return sorted(str(path) for path in host.home.machines.rglob("*"))
+
+
+async def test_the_list_of_places_is_complete(host: FakeHost) -> None:
+    for verb, (state, parameters, _) in CASES.items():
+        faults = Scripted(verb=verb)
+        await host.boot(faults)
+        await bring_to(host, state)
+        faults.passed.clear()
+        await host.do(verb, **parameters)
+        expected = [f"{when} {step}" for step in PLACES[verb] for when in ("before", "after")]
+        assert faults.passed == expected, verb
+        if host.machine() is not None:
+            await host.do("rm", force=True)
+        await host.close()
+    await host.boot()
+
+
+@pytest.mark.parametrize(("verb", "place"), EVERY_PLACE)
+async def test_a_failure_anywhere_is_undone_and_told(host: FakeHost, verb: str, place: str) -> None:
+    state, parameters, after = CASES[verb]
+    faults = Scripted(verb=verb)
+    await host.boot(faults)
+    await bring_to(host, state)
+    before = host.seen().phase if state != "absent" else None
+    faults.place = place
+    operation = await host.do(verb, **parameters)
+    assert operation.state is OperationState.FAILED
+    assert operation.problem is not None
+    assert "injected" in operation.problem["detail"]
+    if before is None:
+        assert host.machine() is None
+        assert files(host) == []
+        assert not [m for m in host.world.machines.values() if m.exit.value is None]
+    elif verb not in ONE_WAY:
+        assert host.seen().phase is before
+    # Whatever it was, the same verb said again succeeds (or its end has been reached already).
+    if after is None or host.machine() is None or host.seen().phase is not after or verb == "reset":
+        again = await host.do(verb, **parameters)
+        assert again.state is OperationState.DONE, again.problem
+    if after is None:
+        assert host.machine() is None
+        assert files(host) == []
+    else:
+        assert host.seen().phase is after
+
+
+@pytest.mark.parametrize(("verb", "place"), EVERY_PLACE)
+async def test_a_daemon_that_dies_anywhere_is_followed_by_one_that_finishes(
+    host: FakeHost, verb: str, place: str
+) -> None:
+    state, parameters, after = CASES[verb]
+    faults = Scripted(verb=verb, error=DaemonDied)
+    await host.boot(faults)
+    await bring_to(host, state)
+    faults.place = place
+    asked = await host.submit(verb, **parameters)
+    await faults_reached(faults)
+    await host.die()
+    await host.boot()
+    operation = await host.ended(asked.uid)
+    assert operation.state is OperationState.DONE, operation.problem
+    assert any(verb in line for line in host.told) or operation.recovered, host.told
+    if after is None:
+        assert host.machine() is None
+        assert files(host) == []
+    else:
+        assert host.seen().phase is after
+        alive = [m for m in host.world.machines.values() if m.exit.value is None]
+        assert len(alive) == (1 if after.has_process else 0)
+
+
+async def faults_reached(faults: Scripted) -> None:
+    import asyncio
+
+    async with asyncio.timeout(5):
+        await faults.reached.wait()
+
+
+async def test_a_daemon_that_dies_again_and_again_gives_the_operation_up(host: FakeHost) -> None:
+    await host.boot()
+    await host.do("create")
+    faults = Scripted(verb="start", error=DaemonDied)
+    await host.close()
+    await host.boot(faults)
+    faults.place = "before launch"
+    asked = await host.submit("start")
+    for _ in range(4):
+        await faults_reached(faults)
+        await host.die()
+        faults.place = "before launch"
+        faults.reached.clear()
+        await host.boot(faults)
+    operation = await host.ended(asked.uid)
+    assert operation.state is not OperationState.DONE
+    assert host.seen().phase is Phase.CREATED
