@@ -103,11 +103,13 @@ def _render_bound(figure: Figure, bound: Bound) -> tuple[str, str]:
     reached = "yes" if figure.is_reached(bound) else "NO"
     if bound.kind == "times":
         return f"<= {bound.limit:g} x", f"{reached} ({value:.2f} x)"
-    sign = "+" if bound.kind == "more" else ""
-    return f"<= {sign}{_number(bound.limit, figure.unit)}", f"{reached} ({sign}{_number(value, figure.unit)})"
+    plus = bound.kind == "more"
+    limit, shown = _number(bound.limit, figure.unit, plus), _number(value, figure.unit, plus)
+    return f"<= {limit}", f"{reached} ({shown})"
 
 
-def _number(value: float, unit: str) -> str:
+def _number(value: float, unit: str, plus: bool = False) -> str:
+    sign = "+" if plus else "-"
     if unit == "MB":
-        return f"{value:.1f} MB"
-    return f"{value * 1000:.0f} ms" if abs(value) < 1 else f"{value:.2f} s"
+        return f"{value:{sign}.1f} MB"
+    return f"{value * 1000:{sign}.0f} ms" if abs(value) < 1 else f"{value:{sign}.2f} s"

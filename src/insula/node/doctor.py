@@ -171,9 +171,7 @@ def _examine_accelerator(engine: EngineFacts | InsulaError, sight: Sight) -> Fin
     else:
         why, mend = refused or "it was not tried, because QEMU is missing.", ""
         if refused:
-            mend = (
-                "none known: it opens and yet runs no guest code; in a virtual machine, ask for real nesting"
-            )
+            mend = "none on this host; where it is a virtual machine, ask for real nested virtualization"
     if isinstance(engine, EngineFacts) and engine.kvm_mend:
         mend = engine.kvm_mend
     detail = f"TCG, emulation in software, because KVM cannot be used: {why}"
