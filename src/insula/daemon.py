@@ -42,8 +42,6 @@ from insula.server.listen import Listener, open_listener
 from insula.server.ready import Ready
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
-
     from insula.control.control import Control
     from insula.engine.protocol import Engine
 
@@ -164,7 +162,8 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
     if engine is None:
         from insula.engine.qemu import QemuEngine
 
-        engine = QemuEngine(home.host_facts)
+        qemu = engine = QemuEngine(home.host_facts)
+        stack.push_async_callback(qemu.close)
     images = ImageStore(home.images, recipe_names([home.root / "recipes"]))
     node = Node(Rooms(home, store, engine, images))
     stack.push_async_callback(node.close)
@@ -176,7 +175,7 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
 
 
 async def _serve_requests(control: Control, info: DaemonInfo, listener: Listener, ready: Ready) -> None:
-    from insula.server.front import Front
+    from insula.server.front import Front, load_app
     from insula.server.peer import UnixServer
 
     accepting = asyncio.Event()
@@ -186,29 +185,12 @@ async def _serve_requests(control: Control, info: DaemonInfo, listener: Listener
         ready.succeed()
         log.info("ready; %s", "; ".join(info.recovered) or "nothing to recover")
 
-    async def load_app() -> FastAPI:
-        """In a thread, so that what needs no web framework is answered meanwhile."""
-        await accepting.wait()
-        try:
-            return await asyncio.to_thread(_load_app, control, info)
-        except Exception:
-            log.critical("the application cannot be loaded; the daemon ends", exc_info=True)
-            info.stop()
-            raise
-        finally:
-            _settle_memory()
-
-    front = Front(control, info, load_app())
+    front = Front(control, info, load_app(control, info, accepting))
+    front.app.add_done_callback(lambda _: _settle_memory())
     try:
         await UnixServer(front, info.closing, on_ready=on_ready).serve(sockets=[listener.socket])
     finally:
         await front.close()
-
-
-def _load_app(control: Control, info: DaemonInfo) -> FastAPI:
-    from insula.server.app import create_app
-
-    return create_app(control, info)
 
 
 def _settle_memory() -> None:

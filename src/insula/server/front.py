@@ -11,6 +11,7 @@ version, an error, a query) goes there.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,24 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 VERSION_HEADER = b"insula-version"
+log = logging.getLogger(__name__)
+
+
+async def load_app(control: Control, daemon: DaemonInfo, accepting: asyncio.Event) -> ASGIApp:
+    """The application, loaded in a thread once connections are accepted; the daemon ends if that fails."""
+
+    def load() -> ASGIApp:
+        from insula.server.app import create_app
+
+        return create_app(control, daemon)
+
+    await accepting.wait()
+    try:
+        return await asyncio.to_thread(load)
+    except Exception:
+        log.critical("The application cannot be loaded; the daemon ends.", exc_info=True)
+        daemon.stop()
+        raise
 
 
 class Front:
@@ -31,7 +50,7 @@ class Front:
     def __init__(self, control: Control, daemon: DaemonInfo, app: Coroutine[Any, Any, ASGIApp]) -> None:
         self._control = control
         self._daemon = daemon
-        self._app = asyncio.get_running_loop().create_task(app, name="loading the application")
+        self.app = asyncio.get_running_loop().create_task(app, name="loading the application")
         self._hot: dict[str, Callable[[], Awaitable[bytes]]] = {
             "/v1/version": self._version,
             "/v1/daemon": self._status,
@@ -43,7 +62,7 @@ class Front:
         body = await self._answer(scope) if scope["type"] == "http" else None
         if body is None:
             # Shielded: the request may be cancelled, the loading is everybody's.
-            app = await asyncio.shield(self._app)
+            app = await asyncio.shield(self.app)
             await app(scope, receive, send)
             return
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
@@ -52,7 +71,7 @@ class Front:
 
     async def close(self) -> None:
         """End the loading, if it still goes on."""
-        await cancel_and_wait(self._app)
+        await cancel_and_wait(self.app)
 
     async def _answer(self, scope: Scope) -> bytes | None:
         hot = self._hot.get(scope["path"])
