@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from insula.client.errors import DaemonNotStarted, DaemonUnreachable, HomeUnusable, rebuild_error
-from insula.client.locate import daemon_directory, daemon_log, daemon_socket
+from insula.client.locate import DAEMON_LOCK, daemon_directory, daemon_log, daemon_socket
 from insula.client.wire import open_socket
 
 TYPE_CHECKING = False
@@ -148,7 +148,7 @@ def _parse_report(line: bytes | None) -> dict[str, object]:
 
 def _connect_to_rival(home: str) -> Socket | None:
     """A connection, as soon as the daemon that holds the lock listens; None once it has let go of it."""
-    lock = f"{daemon_directory(home)}/insulad.lock"
+    lock = f"{daemon_directory(home)}/{DAEMON_LOCK}"
     deadline = time.monotonic() + RIVAL_TIMEOUT
     while True:
         channel = _try_connect(home)

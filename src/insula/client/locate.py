@@ -11,6 +11,7 @@ import os
 DAEMON_DIRECTORY = "daemon"
 DAEMON_SOCKET = "insula.sock"
 DAEMON_LOG = "insulad.log"
+DAEMON_LOCK = "insulad.lock"
 
 
 def find_home(named: str | os.PathLike[str] | None = None) -> str:
