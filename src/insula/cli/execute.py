@@ -39,7 +39,7 @@ def add_guest_options(p: Parser) -> None:
     """What `exec` and `run` both take for a command in the guest."""
     p.flag("-t", "--tty", help="give the command a terminal (implies -i)")
     p.flag("-i", "--interactive", help="pass on stdin though it is a terminal")
-    p.option("-e", "--env", metavar="K=V", repeat=True, help="set a variable for it; K: as here")
+    p.option("-e", "--env", metavar="K=V", repeat=True, help="set a variable for it (K alone: as it is here)")
     p.option("-w", "--workdir", metavar="DIR", help="the directory it starts in")
 
 

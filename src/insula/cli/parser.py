@@ -247,7 +247,7 @@ def _entry(left: str, right: str) -> list[str]:
     """A line of help, its explanation wrapped in a column of its own."""
     lines = []
     start = f"  {left:<{_HELP_COLUMN - 2}}"
-    if len(start) > _HELP_COLUMN:
+    if len(left) + 4 > _HELP_COLUMN:
         lines.append(start)
         start = " " * _HELP_COLUMN
     for word in right.split():

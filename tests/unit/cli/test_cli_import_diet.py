@@ -34,7 +34,7 @@ TOO_HEAVY = {
     "typing",
     "urllib.parse",
 }
-# What `python -c pass` has by itself (a site that reads .pth files may import much), and what typing brings along.
+# Without what `python -c pass` has by itself: a site that reads .pth files may import much.
 PROGRAM = """
 import sys
 before = set(sys.modules)
