@@ -37,6 +37,7 @@ def main() -> int:
         if IMAGE not in {image["name"] for image in bed.client.images()}:
             _tell(f"building the image '{IMAGE}'")
             bed.client.build_image(IMAGE)
+        bed.record_plan()
         for name, measure in CASES.items():
             if not options.names or name in options.names:
                 _tell(f"measuring {name}: {(measure.__doc__ or '').strip()}")

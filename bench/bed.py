@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import insula
 from bench.bare import Bare
+from insula.kit.paths import LAUNCH_PLAN
 
 IMAGE = "micro"
 BARE = Path(__file__).with_name("bare.py")
@@ -35,10 +36,14 @@ class Bed:
         os.environ.update(self.environment)  # for the SDK in this process
         self.program = str(Path(sys.executable).with_name("insula"))
         self.client = insula.connect(self.home)
-        self._bare_names = (self.directory / f"bare{number}" for number in count())
-        self._plan: Path | None = None
+        self.plan = self.directory / "plan.json"
+        self.argv: list[str] = []
+        self._numbers = count()
+        self._bares: list[Bare] = []
 
     def close(self) -> None:
+        for bare in self._bares:
+            bare.kill()
         with contextlib.suppress(insula.InsulaError):
             for machine in self.client.machines():
                 machine.remove(force=True)
@@ -67,28 +72,18 @@ class Bed:
         finally:
             os.close(descriptor)
 
-    @property
-    def plan(self) -> Path:
-        """The launch plan of a machine that Insula ran, for the peer to run by hand."""
-        if self._plan is None:
-            machine = self.client.run(IMAGE, name="plan")
-            try:
-                source = Path(machine.info["directory"]) / "plan.json"
-                plan = json.loads(source.read_text())
-            finally:
-                machine.remove(force=True)
-            path = self.directory / "plan.json"
-            path.write_text(json.dumps(plan))
-            self._plan = path
-        return self._plan
-
-    @property
-    def argv(self) -> list[str]:
-        argv: list[str] = json.loads(self.plan.read_text())["argv"]
-        return argv
+    def record_plan(self) -> None:
+        """Keep the launch plan of a machine that Insula ran, for the peer to run by hand: `plan`, `argv`."""
+        machine = self.client.run(IMAGE, name="plan")
+        try:
+            text = (Path(machine.info["directory"]) / LAUNCH_PLAN).read_text()
+        finally:
+            machine.remove(force=True)
+        self.plan.write_text(text)
+        self.argv = json.loads(text)["argv"]
 
     def bare_directory(self) -> Path:
-        return next(self._bare_names)
+        return self.directory / f"bare{next(self._numbers)}"
 
     def run_bare_script(self, *command: str) -> None:
         """The peer as a program of its own, like the command line is one."""
@@ -101,6 +96,7 @@ class Bed:
     def start_bare(self, argv: list[str] | None = None) -> Bare:
         """The peer in this process, to where its agent has answered."""
         bare = Bare(argv or self.argv, str(self.bare_directory()))
+        self._bares.append(bare)
         try:
             bare.run()
             bare.wait_agent()
