@@ -125,7 +125,7 @@ def bad_document(faults: Sequence[Any], what: str) -> BadDocument:
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
     return BadDocument(
         f"The {what} is not valid: {first['path']}: {first['rule']}{more}.",
-        hint="Correct every field that is listed." if len(fields) > 1 else "",
+        hint="Correct every field that is listed." if len(fields) > 1 else "Correct that field.",
         fields=fields,
     )
 

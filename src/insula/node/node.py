@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from typing import Protocol
 
+from insula.control.port import ExecRequest
 from insula.engine.agent.protocol import ExecSession
 from insula.engine.protocol import Console, EngineFacts, Instance
 from insula.kit.aio import Crew
@@ -34,19 +34,6 @@ class GuestPaused(Conflict):
     """The machine is paused, so nothing in it can answer."""
 
     code = "guest-paused"
-
-
-class ExecWish(Protocol):
-    """What `open_exec` needs of a request (`control.port.ExecRequest`)."""
-
-    argv: tuple[str, ...]
-    environment: tuple[tuple[str, str], ...]
-    working_directory: str | None
-    user: str | None
-    tty: bool
-    rows: int
-    columns: int
-    timeout: float
 
 
 class Node:
@@ -153,7 +140,7 @@ class Node:
     def list_recipes(self) -> list[Recipe]:
         return list_recipes([self.rooms.home.root / "recipes"])
 
-    async def open_exec(self, uid: str, request: ExecWish) -> ExecSession:
+    async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
         instance = await self._running(uid)
         agent = await instance.agent(request.timeout)
         return await agent.exec(
