@@ -20,6 +20,17 @@ Report = Callable[[Progress], None]
 SCRATCH_LINK = "scratch"  # in a build's directory: leads to what must be removed with it
 
 _NEW_PACKAGES = re.compile(r"(\d+) newly installed")
+# What mmdebstrap says when it begins something long, and what we say then.
+_PHASES = {
+    "running apt-get update": "Reading the package lists",
+    "downloading packages": "Downloading packages",
+    "extracting archives": "Unpacking packages",
+    "installing essential": "Installing the base system",
+    "installing remaining": "Installing packages",
+    "running --customize-hook": "Configuring",
+    "cleaning package lists": "Cleaning up",
+    "creating tarball": "Collecting the files",
+}
 _STEP = re.compile(r"(Get:\d+|Unpacking|Setting up) ")
 # The suites of a Debian release, and the two last parts of the URIs where Debian's own archive is found.
 _ARCHIVE = re.compile(r"/debian(?:-security)?/?$")
@@ -77,12 +88,13 @@ class _Counter:
         self._report = report
         self._packages = 0
         self._steps = 0
-        self._message = "Reading the package lists"
+        self._message = "Preparing"
         report(Progress(message=self._message))
 
     def see(self, line: str) -> None:
-        if line.startswith("I: "):
-            self._message = line.removeprefix("I: ").rstrip(".").capitalize()
+        phase = next((words for said, words in _PHASES.items() if line.startswith(f"I: {said}")), None)
+        if phase is not None:
+            self._message = phase
         elif found := _NEW_PACKAGES.search(line):
             self._packages += int(found[1])
             return

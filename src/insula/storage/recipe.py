@@ -186,7 +186,12 @@ def _load(path: Path, directories: Sequence[Path], seen: tuple[Path, ...]) -> di
     if extended is None:
         return data
     seen = (*seen, path)
-    base_path = _find_file(str(extended), directories, skip=seen)
+    try:
+        base_path = _find_file(str(extended), directories, skip=seen)
+    except RecipeNotFound:
+        if any(one.stem == extended for one in seen):
+            raise BadRecipe(f"The recipe '{path.stem}' extends itself.") from None
+        raise
     return _merge(_load(base_path, directories, seen), data)
 
 
