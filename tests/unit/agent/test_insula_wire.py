@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import Iterator
@@ -196,6 +197,7 @@ async def test_silence_says_how_long(tmp_path: Path) -> None:
             await connect(tmp_path / "port.sock", timeout=0.3)
 
 
+@pytest.mark.slow
 async def test_sync_is_not_piled_up_for_a_guest_that_is_not_there_yet(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "port.sock"))
@@ -226,3 +228,15 @@ async def test_nonsense_from_the_guest_is_a_lost_agent(tmp_path: Path) -> None:
         await agent.info()
     await agent.close()
     server.close()
+
+
+async def test_waits_in_line_for_a_port_that_others_hold(tmp_path: Path) -> None:
+    path = tmp_path / "port.sock"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        first = stack.enter_context(socket.socket(socket.AF_UNIX))
+        first.connect(str(path))  # the backlog is full
+        with pytest.raises(AgentSilent, match="200ms"):
+            await connect(path, timeout=0.2)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -44,6 +45,19 @@ BLOCKED = (
 )
 
 
+def wait_listening(path: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until qemu-ga accepts connections: its socket is there a moment before it listens."""
+    deadline = time.monotonic() + 10
+    while True:
+        assert process.poll() is None, "qemu-ga has ended"
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                return probe.connect(str(path))
+            except OSError:
+                assert time.monotonic() < deadline, "qemu-ga does not listen"
+        time.sleep(0.005)
+
+
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Path]:
     """The socket of a running qemu-ga; nothing of ours may be left in /tmp after the test."""
@@ -54,9 +68,7 @@ def guest(tmp_path: Path) -> Iterator[Path]:
     with (tmp_path / "qga.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
-        deadline = time.monotonic() + 10
-        while not path.exists() and time.monotonic() < deadline and process.poll() is None:
-            os.sched_yield()
+        wait_listening(path, process)
         yield path
     finally:
         process.terminate()
@@ -64,16 +76,26 @@ def guest(tmp_path: Path) -> Iterator[Path]:
     assert set(Path("/tmp").glob("insula-*")) <= before
 
 
+async def connect_patiently(path: Path, *, streaming: bool = True) -> QemuAgent:
+    """qemu-ga's own socket (not QEMU's) hangs up on whoever comes before it saw that the last one went."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return await connect(path, timeout=10, streaming=streaming)
+        except AgentLost:
+            assert time.monotonic() < deadline
+
+
 @pytest.fixture
 async def agent(guest: Path) -> AsyncIterator[QemuAgent]:
-    connected = await connect(guest, timeout=10)
+    connected = await connect_patiently(guest)
     yield connected
     await connected.close()
 
 
 @pytest.fixture
 async def captured_agent(guest: Path) -> AsyncIterator[QemuAgent]:
-    connected = await connect(guest, timeout=10, streaming=False)
+    connected = await connect_patiently(guest, streaming=False)
     yield connected
     await connected.close()
 
@@ -225,7 +247,7 @@ async def test_connect_again_after_half_a_request(guest: Path) -> None:
         writer.close()
         await writer.wait_closed()
         del reader
-        agent = await connect(guest, timeout=10)
+        agent = await connect_patiently(guest)
         assert (await run(agent, "echo", "back")).stdout == b"back\n"
         await agent.close()
 

@@ -8,6 +8,7 @@ command only.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -351,20 +352,17 @@ async def connect(path: Path, *, timeout: float = 10.0) -> InsulaAgent:
     Whatever the guest or a host before us left half-said is skipped; commands of an earlier session end.
     Raises AgentSilent after `timeout` seconds, AgentLost when the socket is closed meanwhile.
     """
-    port = await open_port(path)
     buffer = bytearray()
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(timeout), contextlib.AsyncExitStack() as undo:
+            port = await open_port(path)
+            undo.push_async_callback(port.close)
             nonce, hello = await _synchronise(port, buffer)
+            undo.pop_all()
     except TimeoutError as error:
-        await port.close()
         raise silent("The guest agent", timeout) from error
     except OSError as error:
-        await port.close()
         raise _lost(error) from error
-    except BaseException:
-        await port.close()
-        raise
     return InsulaAgent(port, buffer, nonce, hello)
 
 

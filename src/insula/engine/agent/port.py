@@ -6,12 +6,15 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import socket
 import struct
 import termios
 from pathlib import Path
 
 from insula.engine.agent.protocol import AgentSilent
 from insula.kit.paths import socket_address
+
+_BACKLOG_PAUSE = 0.05  # seconds
 
 
 class Port:
@@ -55,17 +58,31 @@ class Port:
 
 
 async def open_port(path: Path) -> Port:
-    """Connect to the socket. Raises AgentSilent when nobody listens on it."""
+    """Connect to the socket, waiting while others stand in line for it (give it a timeout).
+
+    Raises AgentSilent when nobody listens. asyncio's own connect takes a full backlog (EAGAIN, unix(7)) for a
+    connection, and QEMU's backlog is one; nothing tells when there is room, hence the pause.
+    """
     address, descriptor = socket_address(path)
+    endpoint = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        reader, writer = await asyncio.open_unix_connection(address)
+        while True:
+            try:
+                endpoint.connect(address)
+                break
+            except BlockingIOError:
+                await asyncio.sleep(_BACKLOG_PAUSE)
+        return Port(*await asyncio.open_unix_connection(sock=endpoint))
     except OSError as error:
+        endpoint.close()
         raise AgentSilent(
             f"Nobody listens on the agent socket '{path}'.",
             hint="The machine does not run, or was started without this agent's port: insula ls.",
             evidence={"socket": str(path), "waited_seconds": 0},
         ) from error
+    except BaseException:
+        endpoint.close()
+        raise
     finally:
         if descriptor is not None:
             os.close(descriptor)
-    return Port(reader, writer)

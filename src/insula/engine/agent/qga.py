@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import re
 import secrets
@@ -166,13 +167,11 @@ class QemuAgent:
 
     # The line.
 
-    async def synchronise(self, timeout: float) -> None:
-        """Wait until the agent answers. Raises AgentSilent, AgentLost."""
+    async def synchronise(self) -> None:
+        """Wait until the agent answers; give it a timeout. Raises AgentLost."""
         try:
-            async with asyncio.timeout(timeout), self._lock:
+            async with self._lock:
                 await self._synchronise()
-        except TimeoutError as error:
-            raise silent("The QEMU guest agent", timeout) from error
         except (OSError, ValueError) as error:
             raise _lost(error) from error
 
@@ -294,10 +293,12 @@ async def connect(path: Path, *, timeout: float = 10.0, streaming: bool = True) 
     streaming=False has commands run as in a guest without a shell: all input first, all output at the end.
     Raises AgentSilent after `timeout` seconds, AgentLost when the socket is closed meanwhile.
     """
-    agent = QemuAgent(await open_port(path), streaming=streaming)
     try:
-        await agent.synchronise(timeout)
-    except BaseException:
-        await agent.close()
-        raise
+        async with asyncio.timeout(timeout), contextlib.AsyncExitStack() as undo:
+            agent = QemuAgent(await open_port(path), streaming=streaming)
+            undo.push_async_callback(agent.close)
+            await agent.synchronise()
+            undo.pop_all()
+    except TimeoutError as error:
+        raise silent("The QEMU guest agent", timeout) from error
     return agent
