@@ -1,7 +1,7 @@
 """The engine's errors.
 
 Unavailable ── EngineMissing, AcceleratorUnavailable, LaunchFailed, EngineLost
-Conflict ── ConsoleBusy, MachineDirectoryBusy
+Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused
 Invalid ── NoAgent, NoConsole, UnsupportedDevice
 """
 
@@ -44,6 +44,12 @@ class MachineDirectoryBusy(Conflict):
     """A process holds the run directory's lock and cannot be spoken to."""
 
     code = "machine-directory-busy"
+
+
+class EngineRefused(Conflict):
+    """The monitor understood the request and said no; evidence: request, answer."""
+
+    code = "engine-refused"
 
 
 class NoAgent(Invalid):

@@ -48,8 +48,9 @@ class BootFiles:
 class LaunchPlan:
     """Everything that decides how a machine is launched: frozen, readable, stored in its run directory.
 
-    directory: the machine's directory; argv names files in it relatively and runs with it as working directory.
-    argv: the monitor's command line. accelerator: which and why. has_agent: protocol of the agent port, if any.
+    directory: the machine's directory; argv names files in it relatively and runs with it as working
+    directory. argv: the monitor's command line. accelerator: which and why. has_agent: protocol of the
+    agent port, if any.
     """
 
     uid: str
@@ -185,7 +186,7 @@ class Engine(Protocol):
         """The live machine of this directory, or None when none lives (never a recycled pid)."""
 
     def read_exit(self, directory: Path) -> ExitEvidence | None:
-        """What the directory tells of a process that ended while nobody watched; None if none was launched."""
+        """How a process ended that nobody watched; None if none was launched, or one lives."""
 
     def forget(self, directory: Path) -> None:
         """Remove what a launch left in the directory (sockets, pid, locks); logs, plan and evidence stay."""

@@ -1,0 +1,25 @@
+"""Network cards on QEMU's user-mode stack, which needs no privilege."""
+
+from __future__ import annotations
+
+from insula.engine.device.base import Fragment, Surroundings, launches, option
+from insula.model.device.nic import NetworkMode, Nic, Publish
+
+
+def _forward(publish: Publish) -> str:
+    return f"{publish.protocol}:{publish.host_address}:{publish.host_port}-:{publish.guest_port}"
+
+
+@launches("nic")
+def launch(nic: Nic, surroundings: Surroundings) -> Fragment:
+    """restrict=on lets nothing out, neither to the host nor beyond, but answers on published ports.
+
+    romfile is empty: the PXE boot ROM costs memory and time, and there is nobody to boot from.
+    """
+    if nic.mode is NetworkMode.NONE:
+        return ()
+    forwards = [option("", hostfwd=_forward(publish)).lstrip(",") for publish in nic.publish]
+    restrict = "on" if nic.mode is NetworkMode.ISOLATED else "off"
+    netdev = ",".join([option("user", id=f"{nic.id}-net", restrict=restrict), *forwards])
+    card = option("virtio-net-pci", id=nic.id, netdev=f"{nic.id}-net", mac=nic.mac, romfile="")
+    return ("-netdev", netdev, "-device", card)

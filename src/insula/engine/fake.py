@@ -1,0 +1,415 @@
+"""An engine without QEMU: what the node, control, server and CLI are tested with.
+
+It passes the conformance suite that QemuEngine passes (tests/conformance/engine.py). The `World` stands for
+the host: its machines outlive any engine made on it, as processes outlive a daemon, and a test tells it
+what the guests do. Files are really written (plan, command, PID file, exit status, serial log), so that
+logs and evidence are read the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from insula.engine import console, evidence, process
+from insula.engine.agent.protocol import Agent, silent
+from insula.engine.errors import (
+    ConsoleBusy,
+    EngineLost,
+    LaunchFailed,
+    MachineDirectoryBusy,
+    NoAgent,
+    NoConsole,
+)
+from insula.engine.fakeguest import FakeAgent
+from insula.engine.plan import choose_accelerator, plan_to_json, render
+from insula.engine.protocol import (
+    AgentPortChanged,
+    BootFiles,
+    Console,
+    EngineEvent,
+    EngineFacts,
+    Exited,
+    GuestPanicked,
+    GuestReset,
+    LaunchPlan,
+    Paused,
+    Resumed,
+    RunState,
+    ShuttingDown,
+)
+from insula.kit.aio import Cell
+from insula.kit.clock import boot_id
+from insula.kit.paths import COMMAND, EXIT_STATUS, LAUNCH_PLAN, PID_FILE, QEMU_STDERR, RUN_LOCK, SERIAL_LOG
+from insula.kit.paths import write_atomically as write
+from insula.kit.run import render_command
+from insula.model.machine import Machine
+from insula.model.observation import AcceleratorFact, ExitEvidence, ProcessIdentity
+
+_FIRST_PID = 4_200_000  # above the kernel's largest pid (2**22), so that nothing here can name a real process
+
+
+@dataclass
+class Script:
+    """How the guests of a machine behave. May be changed at any time.
+
+    agent: opens its port when the vCPUs run; when the test calls `open_agent`; opens it and never answers.
+    obeys_power_off: ends when agent or power button ask it to. launch_error: what the monitor says instead of
+    starting. boot_text: printed on the serial port at each boot.
+    """
+
+    agent: Literal["at-once", "when-told", "silent"] = "at-once"
+    obeys_power_off: bool = True
+    launch_error: str = ""
+    boot_text: str = "Fake guest booted\r\n"
+
+
+@dataclass
+class World:
+    """A host that runs fake machines. scripts: by machine name; others follow `script`."""
+
+    script: Script = field(default_factory=Script)
+    scripts: dict[str, Script] = field(default_factory=dict)
+    machines: dict[Path, FakeMachine] = field(default_factory=dict)
+    facts: EngineFacts = field(
+        default_factory=lambda: EngineFacts(
+            version="7.2.0",
+            binary=Path("/usr/bin/qemu-system-x86_64"),
+            auto=AcceleratorFact(name="tcg", reason="KVM is not used: this host is a fake"),
+            kvm_refused="this host is a fake",
+            machine_types={"pc": "pc-i440fx-7.2", "q35": "pc-q35-7.2"},
+        )
+    )
+    launches: int = 0
+
+    def script_of(self, name: str) -> Script:
+        return self.scripts.get(name, self.script)
+
+    def machine(self, name: str) -> FakeMachine:
+        """The machine of this name that was launched last. Raises KeyError."""
+        for machine in reversed(self.machines.values()):
+            if machine.plan.name == name:
+                return machine
+        raise KeyError(name)
+
+
+class FakeMachine:
+    """A process of the fake host and the guest in it. Tests make things happen by its methods."""
+
+    def __init__(self, world: World, plan: LaunchPlan) -> None:
+        self.world = world
+        self.plan = plan
+        world.launches += 1
+        self.identity = ProcessIdentity(
+            pid=_FIRST_PID + world.launches, start_time=world.launches, boot_id=boot_id()
+        )
+        self.state: RunState = "prepared"
+        self.exit: Cell[ExitEvidence | None] = Cell(None)
+        self.port_open = Cell(False)
+        self.instance: FakeInstance | None = None
+        self.agent: FakeAgent | None = None
+        self.console: FakeConsole | None = None
+        self.power_button_presses = 0
+        self._killed = False
+        self._shutdown: dict[str, object] | None = None
+        self._booted = False
+
+    @property
+    def script(self) -> Script:
+        return self.world.script_of(self.plan.name)
+
+    # What tests make happen
+
+    def open_agent(self) -> None:
+        """The guest's agent has come up."""
+        if not self.port_open.value and self.plan.agent is not None:
+            self.port_open.set(True)
+            self.tell(AgentPortChanged(open=True))
+
+    def close_agent(self) -> None:
+        """The guest's agent goes away."""
+        if self.agent is not None:
+            self.agent.lose()
+            self.agent = None
+        if self.port_open.value:
+            self.port_open.set(False)
+            self.tell(AgentPortChanged(open=False))
+
+    def power_off(self) -> None:
+        """The guest powers itself off."""
+        self._shutdown = {"guest": True, "reason": "guest-shutdown"}
+        self.tell(ShuttingDown(by_guest=True))
+        self._end(0)
+
+    def panic(self) -> None:
+        self.tell(GuestPanicked())
+
+    def crash(self, status: int = 128 + 11, stderr: str = "") -> None:
+        """The monitor dies: by default of SIGSEGV."""
+        if stderr:
+            (self.plan.directory / QEMU_STDERR).write_text(stderr)
+        self._end(status)
+
+    def fail_io(self, reason: str = "The host's storage under disk 'root' is full.") -> None:
+        """A disk on the host is full or failing: the vCPUs stand."""
+        self.state = "paused"
+        self.tell(Paused(reason, io_error=True))
+
+    def print(self, text: str) -> None:
+        """The guest prints on its serial port."""
+        if self.plan.has_console:
+            with (self.plan.directory / SERIAL_LOG).open("ab") as log:
+                log.write(text.encode())
+            if self.console is not None:
+                self.console.received.put_nowait(text.encode())
+
+    def wake_sleepers(self) -> None:
+        """Every `sleep` in the guest is over."""
+        if self.agent is not None:
+            self.agent.wake_sleepers()
+
+    # What the engine does
+
+    def tell(self, event: EngineEvent) -> None:
+        if self.instance is not None:
+            self.instance.queue.put_nowait(event)
+
+    def resume(self) -> None:
+        if self.state != "running":
+            self.state = "running"
+            self.tell(Resumed())
+        if not self._booted:
+            self._boot()
+
+    def pause(self) -> None:
+        if self.state == "running":
+            self.state = "paused"
+            self.tell(Paused("Paused by request."))
+
+    def reset(self, by_guest: bool) -> None:
+        self.close_agent()
+        self.tell(GuestReset(by_guest=by_guest))
+        self._booted = False
+        if self.state == "running":
+            self._boot()
+
+    def _boot(self) -> None:
+        self._booted = True
+        self.print(self.script.boot_text)
+        if self.script.agent != "when-told":
+            self.open_agent()
+
+    def asked_to_power_off(self) -> None:
+        if self.script.obeys_power_off and self.state == "running":
+            asyncio.get_running_loop().call_soon(self._power_off_if_alive)
+
+    def _power_off_if_alive(self) -> None:
+        if self.exit.value is None:
+            self.power_off()
+
+    def kill(self) -> None:
+        if self.exit.value is None:
+            self._killed = True
+            self._end(128 + 9)
+
+    def _end(self, status: int) -> None:
+        directory = self.plan.directory
+        write(directory / EXIT_STATUS, f"{status}\n")
+        found = evidence.collect(directory, status, killed=self._killed, shutdown=self._shutdown)
+        if self.agent is not None:
+            self.agent.lose()
+            self.agent = None
+        if self.console is not None:
+            self.console.received.put_nowait(b"")
+        self.world.machines.pop(directory, None)
+        self.exit.set(found)
+        self.port_open.set(False)
+        self.tell(Exited(found))
+
+
+class FakeConsole:
+    """A serial port whose guest echoes what is typed. See Console."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.received: asyncio.Queue[bytes] = asyncio.Queue()
+        self._machine = machine
+
+    async def read(self) -> bytes:
+        data = await self.received.get()
+        if not data:
+            self.received.put_nowait(b"")  # the end stays the end
+        return data
+
+    async def write(self, data: bytes) -> None:
+        if self._machine.exit.value is not None:
+            raise EngineLost("The machine ended while the console was written to.")
+        self._machine.print(data.decode(errors="replace").replace("\r", "\r\n"))
+
+    async def close(self) -> None:
+        if self._machine.console is self:
+            self._machine.console = None
+        self.received.put_nowait(b"")
+
+
+class FakeInstance:
+    """See Instance."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self.plan = machine.plan
+        self.identity = machine.identity
+        self.queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
+        self._machine = machine
+        machine.instance = self
+
+    def _living(self) -> FakeMachine:
+        if self._machine.exit.value is not None or self._machine.instance is not self:
+            raise EngineLost(f"The monitor of machine '{self.plan.name}' ended before it answered.")
+        return self._machine
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        while (event := await self.queue.get()) is not None:
+            yield event
+            if isinstance(event, Exited):
+                return
+
+    async def state(self) -> RunState:
+        return self._living().state
+
+    async def resume(self) -> None:
+        self._living().resume()
+
+    async def pause(self) -> None:
+        self._living().pause()
+
+    async def reset(self) -> None:
+        self._living().reset(by_guest=False)
+
+    async def press_power_button(self) -> None:
+        machine = self._living()
+        machine.power_button_presses += 1
+        machine.asked_to_power_off()
+
+    async def kill(self) -> ExitEvidence:
+        self._machine.kill()
+        return await self.wait_exit()
+
+    async def wait_exit(self) -> ExitEvidence:
+        found = await self._machine.exit.wait_until(lambda evidence: evidence is not None)
+        assert found is not None
+        return found
+
+    async def agent(self, timeout: float) -> Agent:
+        if self.plan.agent is None:
+            raise NoAgent(f"Machine '{self.plan.name}' has no port for a guest agent.")
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._reach_agent()
+        except TimeoutError:
+            raise silent(f"The guest agent of machine '{self.plan.name}'", timeout) from None
+
+    async def _reach_agent(self) -> Agent:
+        machine = self._living()
+        opened = asyncio.create_task(machine.port_open.wait_until(bool))
+        ended = asyncio.create_task(machine.exit.wait_until(lambda evidence: evidence is not None))
+        try:
+            await asyncio.wait({opened, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise EngineLost(f"Machine '{self.plan.name}' ended before its guest agent answered.")
+            if machine.script.agent == "silent":
+                await ended
+        finally:
+            opened.cancel()
+            ended.cancel()
+        if machine.agent is None or machine.agent.lost:
+            machine.agent = FakeAgent(machine, self.plan.agent or "insula")
+        return machine.agent
+
+    async def console(self) -> Console:
+        machine = self._living()
+        if not self.plan.has_console:
+            raise NoConsole(f"Machine '{self.plan.name}' has no serial console.")
+        if machine.console is not None:
+            raise ConsoleBusy(f"Somebody else holds the console of machine '{self.plan.name}'.")
+        machine.console = FakeConsole(machine)
+        return machine.console
+
+    async def detach(self) -> None:
+        if self._machine.instance is self:
+            self._machine.instance = None
+            if self._machine.agent is not None:
+                await self._machine.agent.close()
+                self._machine.agent = None
+            if self._machine.console is not None:
+                await self._machine.console.close()
+        self.queue.put_nowait(None)
+
+
+class FakeEngine:
+    """See Engine. Several on one world are daemons that came one after the other."""
+
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World()
+        self._live: dict[Path, FakeInstance] = {}
+
+    async def facts(self) -> EngineFacts:
+        return self.world.facts
+
+    def plan(self, machine: Machine, files: BootFiles, directory: Path, facts: EngineFacts) -> LaunchPlan:
+        return render(machine, files, directory, facts, choose_accelerator(machine, facts))
+
+    async def launch(self, plan: LaunchPlan) -> FakeInstance:
+        living = await self.adopt(plan.directory)
+        if living is not None:
+            return living
+        directory = plan.directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write(directory / LAUNCH_PLAN, plan_to_json(plan))
+        write(directory / COMMAND, render_command(plan.argv, directory) + "\n")
+        (directory / EXIT_STATUS).unlink(missing_ok=True)
+        error = self.world.script_of(plan.name).launch_error
+        (directory / QEMU_STDERR).write_text(error)
+        if error:
+            found = evidence.collect(directory, 1)
+            told = {"exit_status": 1, "command": found.command, "stderr": error, "serial": found.serial}
+            raise LaunchFailed(
+                f"Machine '{plan.name}' could not be launched: QEMU ended with status 1.", evidence=told
+            )
+        machine = FakeMachine(self.world, plan)
+        identity = machine.identity
+        write(directory / PID_FILE, f"{identity.pid} {identity.start_time} {identity.boot_id}\n")
+        if plan.has_console:
+            (directory / SERIAL_LOG).touch()
+        self.world.machines[directory] = machine
+        self._live[directory] = FakeInstance(machine)
+        return self._live[directory]
+
+    async def adopt(self, directory: Path) -> FakeInstance | None:
+        machine = self.world.machines.get(directory)
+        if machine is None:
+            return None
+        if process.read_identity(directory) != machine.identity:
+            raise MachineDirectoryBusy(
+                f"A process holds the lock in {directory}, and the PID file there does not name it."
+            )
+        known = self._live.get(directory)
+        if known is None or machine.instance is not known:  # another daemon's, and that one is gone
+            known = self._live[directory] = FakeInstance(machine)
+        return known
+
+    def read_exit(self, directory: Path) -> ExitEvidence | None:
+        identity = process.read_identity(directory)
+        if identity is None or directory in self.world.machines:
+            return None
+        return evidence.collect(directory, process.read_exit_status(directory), identity=identity)
+
+    def forget(self, directory: Path) -> None:
+        if directory in self.world.machines:
+            raise MachineDirectoryBusy(f"A process still runs in {directory}.")
+        for name in (PID_FILE, EXIT_STATUS, RUN_LOCK):
+            (directory / name).unlink(missing_ok=True)
+
+    def follow_log(self, directory: Path, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
+        return console.follow_log(directory, follow=follow, tail=tail)

@@ -1,0 +1,336 @@
+"""A live machine: its monitor's events as ours, its requests, its agent and console, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from insula.engine import evidence
+from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
+from insula.engine.console import SerialConsole
+from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
+from insula.engine.process import Process
+from insula.engine.protocol import (
+    AgentPortChanged,
+    Console,
+    EngineEvent,
+    Exited,
+    GuestPanicked,
+    GuestReset,
+    LaunchPlan,
+    Paused,
+    Resumed,
+    RunState,
+    ShuttingDown,
+)
+from insula.engine.qmp import Event, Monitor
+from insula.kit.aio import Cell, Crew
+from insula.kit.clock import monotonic
+from insula.kit.paths import AGENT_SOCKET, QGA_SOCKET, QMP_SOCKET, SERIAL_SOCKET
+from insula.model.observation import ExitEvidence, ProcessIdentity
+
+_log = logging.getLogger(__name__)
+
+_DRAIN = 0.5  # seconds the monitor's last events get to arrive once the process has ended
+_FIRMWARE_RESETS = (
+    1.0  # seconds after a reset in which SeaBIOS resets once or twice more, to find itself clean
+)
+_RECONNECT = 5.0  # seconds between attempts to reach a monitor whose session broke while it lives
+
+# qapi/run-state.json, RunState: why the vCPUs stand, in words.
+_WHY_PAUSED = {
+    "paused": "Paused by request.",
+    "io-error": "A disk cannot be written or read on the host.",
+    "internal-error": "The virtual processor met something that the accelerator cannot run.",
+    "guest-panicked": "The guest's kernel has panicked.",
+    "watchdog": "The guest's watchdog ran out.",
+    "suspended": "The guest has suspended itself to memory.",
+    "shutdown": "The guest has shut down.",
+    "save-vm": "The machine is being saved.",
+    "postmigrate": "The machine has been moved.",
+}
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What agents and waiters need to know, kept current by events."""
+
+    running: bool = False
+    port_open: bool = False
+    exit: ExitEvidence | None = None
+
+
+class QemuInstance:
+    """See `Instance`. Made by `QemuEngine`; owns the process's descriptors and the monitor's session."""
+
+    def __init__(self, plan: LaunchPlan, process: Process, monitor: Monitor) -> None:
+        self.plan = plan
+        self.identity: ProcessIdentity = process.identity
+        self._process = process
+        self._monitor = monitor
+        self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
+        self._situation = Cell(Situation())
+        self._shutdown: Mapping[str, Any] | None = None
+        self._io_error: str = ""
+        self._last_reset = -_FIRMWARE_RESETS
+        self._killed = False
+        self._was_resumed = False  # QEMU calls a machine that was reset while paused 'prelaunch' again
+        self._agent: Agent | None = None
+        self._agent_lock = asyncio.Lock()
+        self._console: SerialConsole | None = None
+        self._console_taken = False
+        self._crew = Crew(self._failed)
+        self._pump = self._crew.start(self._pump_events(), f"events of {plan.name}")
+        self._watcher = self._crew.start(self._watch_exit(), f"exit of {plan.name}")
+
+    def _failed(self, task: str, error: BaseException) -> None:
+        _log.error("A task of the engine failed: %s", task, exc_info=error)
+
+    # What it tells
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        while (event := await self._events.get()) is not None:
+            yield event
+            if isinstance(event, Exited):
+                return
+
+    async def state(self) -> RunState:
+        status = str((await self._execute("query-status"))["status"])
+        if status in ("prelaunch", "inmigrate") and not self._was_resumed:
+            return "prepared"
+        return "running" if status == "running" else "paused"
+
+    async def synchronise(self) -> None:
+        """Learn what events would have told, had we been there. Raises EngineLost."""
+        state = await self.state()
+        self._was_resumed = state != "prepared"
+        port_open = False
+        # QEMU calls its side of a virtio-serial port's socket open once the guest has opened the port.
+        if self.plan.agent is not None:
+            sockets = await self._execute("query-chardev")
+            name = self._agent_socket_name
+            port_open = any(entry["frontend-open"] for entry in sockets if name in entry["filename"])
+        self._situation.set(replace(self._situation.value, running=state == "running", port_open=port_open))
+
+    async def _pump_events(self) -> None:
+        """Translate until the process ends; a session that breaks before is opened again."""
+        while True:
+            async for event in self._monitor.events():
+                with contextlib.suppress(EngineLost):
+                    await self._translate(event)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN):
+                    await self._process.wait()
+            while not self._process.has_ended and not self._monitor.is_open:
+                await self._reconnect()
+            if self._process.has_ended:
+                return
+
+    async def _reconnect(self) -> None:
+        await self._monitor.close()
+        try:
+            path = self.plan.directory / QMP_SOCKET
+            self._monitor = await Monitor.connect(path, self.plan.name, _RECONNECT)
+            await self.synchronise()
+            _log.warning("The monitor of machine '%s' was lost and found again", self.plan.name)
+        except (EngineLost, TimeoutError):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RECONNECT):
+                    await self._process.wait()
+
+    async def _translate(self, event: Event) -> None:
+        data = event.get("data", {})
+        situation = self._situation.value
+        match event["event"]:
+            case "RESUME":
+                self._io_error, self._was_resumed = "", True
+                self._situation.set(replace(situation, running=True))
+                self._tell(Resumed())
+            case "STOP" if self._shutdown is None:  # a monitor that ends stops its vCPUs too
+                self._situation.set(replace(situation, running=False))
+                self._tell(await self._why_paused())
+            case "BLOCK_IO_ERROR":
+                full = "is full" if data.get("nospace") else f"fails ({data.get('reason', 'unknown')})"
+                self._io_error = f"The host's storage under disk '{data.get('device') or '?'}' {full}."
+            case "RESET":
+                await self._was_reset(by_guest=bool(data.get("guest")))
+            case "SHUTDOWN":
+                self._shutdown = data
+                self._tell(ShuttingDown(by_guest=bool(data.get("guest"))))
+            case "GUEST_PANICKED":
+                self._tell(GuestPanicked())
+            case "VSERPORT_CHANGE":
+                await self._port_changed(bool(data["open"]))
+
+    async def _why_paused(self) -> Paused:
+        status = str((await self._execute("query-status"))["status"])
+        if status == "io-error":
+            return Paused(self._io_error or _WHY_PAUSED[status], io_error=True)
+        if status == "running":  # resumed since
+            status = "paused"
+        return Paused(_WHY_PAUSED.get(status, f"The virtual processors stand ({status})."))
+
+    async def _was_reset(self, by_guest: bool) -> None:
+        """A reset closes the agent's port; VSERPORT_CHANGE may say so a second late (see `_port_changed`)."""
+        now = monotonic()
+        if by_guest and now - self._last_reset < _FIRMWARE_RESETS:
+            return
+        self._last_reset = now
+        await self._port_changed(False)
+        self._tell(GuestReset(by_guest=by_guest))
+
+    async def _port_changed(self, is_open: bool) -> None:
+        """QEMU tells of one change a second and keeps the last: 'open' twice hides a 'closed' between."""
+        if not is_open and not self._situation.value.port_open:
+            return
+        if is_open:
+            await self._drop_agent()
+        self._situation.set(replace(self._situation.value, port_open=is_open))
+        if not is_open:
+            await self._drop_agent()
+        self._tell(AgentPortChanged(open=is_open))
+
+    def _tell(self, event: EngineEvent) -> None:
+        self._events.put_nowait(event)
+
+    # What is asked of it
+
+    async def resume(self) -> None:
+        await self._execute("cont")
+
+    async def pause(self) -> None:
+        await self._execute("stop")
+
+    async def reset(self) -> None:
+        await self._execute("system_reset")
+
+    async def press_power_button(self) -> None:
+        await self._execute("system_powerdown")
+
+    async def _execute(self, command: str, **arguments: Any) -> Any:
+        return await self._monitor.execute(command, **arguments)
+
+    # Its end
+
+    async def kill(self) -> ExitEvidence:
+        self._killed = True
+        self._process.kill()
+        return await self.wait_exit()
+
+    async def wait_exit(self) -> ExitEvidence:
+        ended = await self._situation.wait_until(lambda situation: situation.exit is not None)
+        assert ended.exit is not None
+        return ended.exit
+
+    async def _watch_exit(self) -> None:
+        await self._process.wait()
+        await asyncio.wait({self._pump}, timeout=_DRAIN)
+        status = await self._process.exit_status()
+        found = evidence.collect(
+            self.plan.directory,
+            status,
+            killed=self._killed,
+            shutdown=self._shutdown,
+            identity=self.identity,
+        )
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                await self._close_connections()
+        self._process.close()
+        self._situation.set(Situation(exit=found))
+        self._tell(Exited(found))
+
+    async def detach(self) -> None:
+        if self._process.has_ended:  # let the watcher close what it is closing
+            await asyncio.wait({self._watcher}, timeout=2 * _DRAIN)
+        await self._crew.close()
+        await self._close_connections()
+        self._process.close()
+        self._events.put_nowait(None)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it has neither ended nor been detached."""
+        return not self._watcher.done()
+
+    async def _close_connections(self) -> None:
+        await self._drop_agent()
+        if self._console is not None:
+            await self._console.close()
+        await self._monitor.close()
+
+    # Its agent and console
+
+    async def agent(self, timeout: float) -> Agent:
+        if self.plan.agent is None:
+            raise NoAgent(
+                f"Machine '{self.plan.name}' has no port for a guest agent.",
+                hint="Make the machine from an image that has an agent, without --agent none.",
+            )
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._reach_agent(timeout)
+        except (TimeoutError, AgentSilent) as error:
+            raise silent(f"The guest agent of machine '{self.plan.name}'", timeout, error) from None
+
+    async def _reach_agent(self, timeout: float) -> Agent:
+        async with self._agent_lock:
+            while True:
+                if self._agent is not None and not _is_lost(self._agent):
+                    return self._agent
+                await self._drop_agent()
+                # Before the vCPUs run, what is sent to the port may hang for good.
+                now = await self._situation.wait_until(
+                    lambda s: s.exit is not None or (s.running and s.port_open)
+                )
+                if now.exit is not None:
+                    raise EngineLost(f"Machine '{self.plan.name}' ended before its guest agent answered.")
+                with contextlib.suppress(AgentLost):
+                    self._agent = await self._connect_agent(timeout)
+
+    async def _connect_agent(self, timeout: float) -> Agent:
+        path = self.plan.directory / self._agent_socket_name
+        if self.plan.agent == "qemu":
+            from insula.engine.agent import qga
+
+            return await qga.connect(path, timeout=timeout)
+        from insula.engine.agent import insula
+
+        return await insula.connect(path, timeout=timeout)
+
+    @property
+    def _agent_socket_name(self) -> str:
+        return QGA_SOCKET if self.plan.agent == "qemu" else AGENT_SOCKET
+
+    async def _drop_agent(self) -> None:
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            await agent.close()
+
+    async def console(self) -> Console:
+        if not self.plan.has_console:
+            raise NoConsole(f"Machine '{self.plan.name}' has no serial console.")
+        if self._console_taken:
+            raise ConsoleBusy(
+                f"Somebody else holds the console of machine '{self.plan.name}'.",
+                hint="Let them leave it first; `insula logs -f` shows what it prints meanwhile.",
+            )
+        self._console_taken = True
+        try:
+            path = self.plan.directory / SERIAL_SOCKET
+            self._console = await SerialConsole.connect(path, self.plan.name, self._console_closed)
+        except BaseException:
+            self._console_taken = False
+            raise
+        return self._console
+
+    def _console_closed(self) -> None:
+        self._console, self._console_taken = None, False
+
+
+def _is_lost(agent: Agent) -> bool:
+    return bool(getattr(agent, "lost", getattr(agent, "_lost", False)))

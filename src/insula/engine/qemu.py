@@ -1,0 +1,275 @@
+"""QemuEngine: what `Engine` promises, put together from the modules of this room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from insula.engine import console, evidence, process
+from insula.engine.errors import EngineLost, EngineMissing, LaunchFailed, MachineDirectoryBusy
+from insula.engine.inotify import CREATED, Watch, watching
+from insula.engine.instance import QemuInstance
+from insula.engine.plan import choose_accelerator, plan_from_json, plan_to_json, render
+from insula.engine.probe import connect_when_listening, load_facts
+from insula.engine.process import Process
+from insula.engine.protocol import BootFiles, EngineFacts, LaunchPlan
+from insula.engine.qmp import Monitor
+from insula.kit.aio import cancel_and_wait
+from insula.kit.paths import (
+    AGENT_SOCKET,
+    COMMAND,
+    EXIT_STATUS,
+    LAUNCH_PLAN,
+    PID_FILE,
+    QGA_SOCKET,
+    QMP_SOCKET,
+    RUN_LOCK,
+    SERIAL_SOCKET,
+    write_atomically,
+)
+from insula.kit.run import CommandMissing, find_program, render_command
+from insula.model.machine import Machine
+from insula.model.observation import ExitEvidence
+
+BINARY = "qemu-system-x86_64"
+_SOCKETS = (QMP_SOCKET, AGENT_SOCKET, QGA_SOCKET, SERIAL_SOCKET)
+_LAUNCH_TIMEOUT = 30.0  # seconds from spawn to the monitor's greeting; 0.05 s on an idle host
+_ADOPT_TIMEOUT = 5.0  # seconds for a living monitor's greeting; 2 ms unless somebody else is connected
+_SETTLE = 2.0  # seconds for a launch by somebody else to write its PID file, or for an end to be written down
+
+
+class QemuEngine:
+    """Machines as QEMU processes of this host. host_facts: where the answers of the probes are kept."""
+
+    def __init__(self, host_facts: Path | None = None, binary: Path | None = None) -> None:
+        self._host_facts = host_facts
+        self._binary = binary
+        self._facts: EngineFacts | None = None
+        self._facts_lock = asyncio.Lock()
+        self._live: dict[Path, QemuInstance] = {}
+        self._turns: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
+
+    async def facts(self) -> EngineFacts:
+        async with self._facts_lock:
+            if self._facts is None:
+                self._facts = await load_facts(self._find_binary(), self._host_facts)
+            return self._facts
+
+    def _find_binary(self) -> Path:
+        if self._binary is not None:
+            return self._binary
+        try:
+            return Path(find_program(BINARY))
+        except CommandMissing as error:
+            raise EngineMissing("QEMU is not installed.", hint=error.hint) from error
+
+    def plan(self, machine: Machine, files: BootFiles, directory: Path, facts: EngineFacts) -> LaunchPlan:
+        return render(machine, files, directory, facts, choose_accelerator(machine, facts))
+
+    async def launch(self, plan: LaunchPlan) -> QemuInstance:
+        async with self._turn(plan.directory):
+            plan.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = process.take_lock(plan.directory)
+            while lock is None:
+                living = await self._adopt(plan.directory)
+                if living is not None:
+                    return living
+                lock = process.take_lock(plan.directory)
+            return await self._start(plan, lock)
+
+    async def adopt(self, directory: Path) -> QemuInstance | None:
+        async with self._turn(directory):
+            return await self._adopt(directory)
+
+    def read_exit(self, directory: Path) -> ExitEvidence | None:
+        identity = process.read_identity(directory)
+        if identity is None or process.is_locked(directory):
+            return None
+        return evidence.collect(directory, process.read_exit_status(directory), identity=identity)
+
+    def forget(self, directory: Path) -> None:
+        """Raises MachineDirectoryBusy while a process lives there."""
+        if process.is_locked(directory):
+            raise MachineDirectoryBusy(
+                f"A process still runs in {directory}.", hint="End the machine first: insula kill."
+            )
+        for name in (*_SOCKETS, PID_FILE, EXIT_STATUS, RUN_LOCK):
+            (directory / name).unlink(missing_ok=True)
+
+    def follow_log(self, directory: Path, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
+        return console.follow_log(directory, follow=follow, tail=tail)
+
+    async def close(self) -> None:
+        """Detach from every machine; they live on."""
+        living = [instance for instance in self._live.values() if instance.is_live]
+        self._live.clear()
+        await asyncio.gather(*(instance.detach() for instance in living))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, directory: Path) -> AsyncIterator[None]:
+        """One launch or adoption of a directory at a time, as the lock on disk does between processes."""
+        lock = self._turns.setdefault(directory, asyncio.Lock())
+        async with lock:
+            yield
+
+    # Launch
+
+    async def _start(self, plan: LaunchPlan, lock: int) -> QemuInstance:
+        try:
+            with watching(plan.directory, CREATED) as created:
+                try:
+                    _prepare(plan)
+                    child = await process.start(plan.argv, plan.directory, lock, _LAUNCH_TIMEOUT)
+                except BaseException:
+                    os.close(lock)
+                    await process.wait_unlocked(plan.directory, _SETTLE)
+                    raise
+                os.close(lock)  # QEMU and the supervisor hold it now; ours would outlive them
+                if child is None:
+                    raise EngineLost("QEMU ended at once.")
+                try:
+                    instance = QemuInstance(plan, child, await _first_contact(plan, child, created))
+                except BaseException:
+                    await child.end()
+                    raise
+        except (EngineLost, TimeoutError, OSError) as error:
+            raise self._explain(plan, error) from error
+        self._live[plan.directory] = instance
+        return instance
+
+    def _explain(self, plan: LaunchPlan, error: Exception) -> LaunchFailed:
+        status = process.read_exit_status(plan.directory)
+        found = evidence.collect(plan.directory, status)
+        for name in (*_SOCKETS, PID_FILE, EXIT_STATUS):
+            (plan.directory / name).unlink(missing_ok=True)
+        if isinstance(error, TimeoutError):
+            how = f"did not answer within {_LAUNCH_TIMEOUT:.0f}s"
+        else:
+            how = f"ended with status {status}" if status is not None else "could not be started"
+        return LaunchFailed(
+            f"Machine '{plan.name}' could not be launched: QEMU {how}.",
+            hint=_hint(found.stderr),
+            evidence={
+                "exit_status": status,
+                "command": found.command,
+                "stderr": found.stderr,
+                "serial": found.serial,
+            },
+        )
+
+    # Adoption
+
+    async def _adopt(self, directory: Path) -> QemuInstance | None:
+        known = self._live.get(directory)
+        if known is not None and known.is_live:
+            return known
+        self._live.pop(directory, None)
+        child = await _find_process(directory)
+        if child is None:
+            return None
+        try:
+            plan = plan_from_json((directory / LAUNCH_PLAN).read_text(), directory)
+            monitor = await _contact(directory / QMP_SOCKET, plan.name, child)
+            if monitor is None:
+                return None
+            instance = QemuInstance(plan, child, monitor)
+        except (OSError, ValueError, EngineLost, TimeoutError) as error:
+            child.close()
+            raise MachineDirectoryBusy(
+                f"Process {child.identity.pid} lives in {directory}, and its monitor cannot be spoken to.",
+                hint="Another daemon may hold it. Stop that one, or end the process.",
+                evidence={"pid": child.identity.pid},
+            ) from error
+        except BaseException:
+            child.close()
+            raise
+        with contextlib.suppress(EngineLost):
+            await instance.synchronise()
+        self._live[directory] = instance
+        return instance
+
+
+async def _find_process(directory: Path) -> Process | None:
+    """The live process of a directory; None when none lives.
+
+    Raises MachineDirectoryBusy when the one that lives is not the one that the PID file names.
+    """
+    if not process.is_locked(directory):
+        return None
+    child = Process.open(directory)
+    if child is None and not await process.wait_unlocked(directory, _SETTLE):
+        child = Process.open(directory)
+        if child is None:
+            raise MachineDirectoryBusy(
+                f"A process holds the lock in {directory}, and the PID file there does not name it.",
+                hint=f"See which: fuser {directory / RUN_LOCK}",
+            )
+    return child
+
+
+async def _contact(path: Path, name: str, child: Process) -> Monitor | None:
+    """The monitor of a process that runs already; None when the process ends meanwhile."""
+    connecting = asyncio.create_task(Monitor.connect(path, name, _ADOPT_TIMEOUT), name="connect")
+    ending = asyncio.create_task(child.wait(), name="end")
+    try:
+        await asyncio.wait({connecting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if connecting.done() and connecting.exception() is None:
+            return connecting.result()
+        if connecting.done():  # a dying process closes its sockets before its pidfd tells
+            await asyncio.wait({ending}, timeout=0.2)
+        if ending.done():
+            await child.exit_status()
+            child.close()
+            return None
+        return await connecting
+    finally:
+        await cancel_and_wait(connecting, ending)
+
+
+async def _first_contact(plan: LaunchPlan, child: Process, created: Watch) -> Monitor:
+    """The monitor of a process that was just spawned. Raises EngineLost if it ends, and TimeoutError."""
+    ending = asyncio.create_task(child.wait(), name="end")
+    connecting = asyncio.create_task(_await_monitor(plan, created), name="connect")
+    try:
+        async with asyncio.timeout(_LAUNCH_TIMEOUT):
+            await asyncio.wait({connecting, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not connecting.done():
+            raise EngineLost("QEMU ended before its monitor answered.")
+        return connecting.result()
+    finally:
+        await cancel_and_wait(connecting, ending)
+
+
+async def _await_monitor(plan: LaunchPlan, created: Watch) -> Monitor:
+    """QEMU binds its sockets early and greets once it can be spoken to, so connecting early loses no time."""
+    path = plan.directory / QMP_SOCKET
+    while not path.exists():
+        await created.wait()
+    return await connect_when_listening(path, plan.name, _LAUNCH_TIMEOUT)
+
+
+def _prepare(plan: LaunchPlan) -> None:
+    """Write down what is about to run, and clear away what ran before. Only with the lock in hand."""
+    for name in (*_SOCKETS, PID_FILE, EXIT_STATUS):
+        (plan.directory / name).unlink(missing_ok=True)
+    write_atomically(plan.directory / LAUNCH_PLAN, plan_to_json(plan))
+    command = render_command(plan.argv, plan.directory)
+    script = f"#!/bin/sh\n# How the machine '{plan.name}' was started.\n{command}\n"
+    write_atomically(plan.directory / COMMAND, script, mode=0o700)
+
+
+def _hint(stderr: str) -> str:
+    """What to do about the commonest refusals, by QEMU's own words (7.2 to 10.0)."""
+    if "Could not set up host forwarding rule" in stderr:
+        return "A published port is taken on the host: choose another one."
+    if "Cannot allocate memory" in stderr or "cannot set up guest memory" in stderr:
+        return "The host has not enough free memory: stop a machine, or give this one less."
+    if 'Failed to get "write" lock' in stderr or "Failed to get shared" in stderr:
+        return "Another process uses the disk's file."
+    if "Permission denied" in stderr:
+        return "Check who may read the files named in the evidence."
+    return "The evidence has QEMU's own words and the command to try by hand."

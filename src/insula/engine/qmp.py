@@ -1,0 +1,120 @@
+"""The monitor's protocol: `qemu.qmp` with our errors, deadlines and an end that can be waited for.
+
+A session ends when QEMU does; then every request that waits, and every later one, raises EngineLost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import QMPClient
+from qemu.qmp.error import QMPError
+from qemu.qmp.protocol import Runstate
+from qemu.qmp.qmp_client import ExecuteError
+
+from insula.engine.errors import EngineLost, EngineRefused
+from insula.kit.aio import cancel_and_wait
+from insula.kit.paths import socket_address
+from insula.kit.units import format_duration
+
+REQUEST_TIMEOUT = 30.0  # seconds: QEMU answers in under 1 ms unless the host's disk stands still
+
+# It logs each end of a connection as an error; we raise, and whoever catches knows what it means.
+logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
+
+Event = Mapping[str, Any]
+
+
+def connect_socket(path: Path) -> socket.socket:
+    """A connection to a unix socket of a machine, however long its path. Raises OSError."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    address, descriptor = socket_address(path)
+    try:
+        connection.connect(address)  # local and with room in the backlog: it never waits
+    except BaseException:
+        connection.close()
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    return connection
+
+
+class Monitor:
+    """A session with one monitor. name: of the machine, for messages."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._client = QMPClient()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        # The client's own listener remembers every event for good, and a guest can cause any number of them.
+        self._client.events.event_filter = self._take
+
+    def _take(self, event: Event) -> bool:
+        self._events.put_nowait(event)
+        return False  # taken here, so nothing is left to be remembered
+
+    @classmethod
+    async def connect(cls, path: Path, name: str, timeout: float) -> Monitor:
+        """Open the session. Raises EngineLost, and TimeoutError while another client has the monitor."""
+        monitor = cls(name)
+        try:
+            async with asyncio.timeout(timeout):
+                await monitor._client.connect(connect_socket(path))
+        except TimeoutError:
+            raise
+        except (OSError, EOFError, QMPError) as error:
+            raise EngineLost(f"The monitor of machine '{name}' cannot be reached.") from error
+        return monitor
+
+    @property
+    def is_open(self) -> bool:
+        return self._client.runstate is Runstate.RUNNING
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        """The answer to a request. Raises EngineLost and EngineRefused."""
+        named = {key.replace("_", "-"): value for key, value in arguments.items()}
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT):
+                return await self._client.execute(command, named)
+        except ExecuteError as error:
+            raise EngineRefused(
+                f"The monitor of machine '{self._name}' refused '{command}'.",
+                evidence={"request": {"execute": command, "arguments": named}, "answer": str(error)},
+            ) from error
+        except TimeoutError as error:
+            waited = format_duration(REQUEST_TIMEOUT)
+            raise EngineLost(
+                f"The monitor of machine '{self._name}' did not answer '{command}' in {waited}.",
+                hint="The host's disk or network storage may stand still.",
+            ) from error
+        except (OSError, EOFError, QMPError) as error:
+            raise EngineLost(
+                f"The monitor of machine '{self._name}' ended before it answered '{command}'."
+            ) from error
+
+    async def events(self) -> AsyncIterator[Event]:
+        """What the monitor tells, in order, to one reader; ends when the session does."""
+        ended = asyncio.create_task(self._wait_ended(), name="monitor-end")
+        try:
+            while (event := await self._events.get()) is not None:
+                yield event
+        finally:
+            await cancel_and_wait(ended)
+
+    async def _wait_ended(self) -> None:
+        while self.is_open:
+            await self._client.runstate_changed()
+        self._events.put_nowait(None)
+
+    async def close(self) -> None:
+        """End the session; the monitor lives on."""
+        with contextlib.suppress(OSError, EOFError, QMPError):
+            await self._client.disconnect()

@@ -1,0 +1,332 @@
+"""QemuEngine against the suite of every engine, and what only processes can suffer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from insula.engine.agent.protocol import capture
+from insula.engine.errors import LaunchFailed, MachineDirectoryBusy
+from insula.engine.process import is_locked, read_identity
+from insula.engine.protocol import BootFiles, Engine, GuestReset, Instance, LaunchPlan, Resumed, ShuttingDown
+from insula.engine.qemu import QemuEngine
+from insula.kit.clock import monotonic
+from insula.kit.paths import LAUNCH_PLAN, QEMU_STDERR, SERIAL_LOG
+from insula.kit.run import run
+from insula.model.device.agent import AgentPort
+from insula.model.device.disk import Disk
+from insula.model.device.nic import NetworkMode, Nic, Publish
+from insula.model.device.rng import Rng
+from insula.model.device.serial import Serial
+from insula.model.image import Image
+from tests.conformance.engine import (
+    PATIENCE,
+    EngineConformance,
+    launched,
+    machine,
+    next_transition,
+    planned,
+)
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = [pytest.mark.boot, pytest.mark.slow]
+
+
+class QemuBench:
+    """Machines under one directory; every engine made here is closed at the end."""
+
+    def __init__(self, root: Path, host_facts: Path) -> None:
+        self.directory = root / "machine"
+        self._host_facts = host_facts
+        self._engines: list[QemuEngine] = []
+        self.engine: Engine = self.new_daemon()
+
+    def new_daemon(self) -> Engine:
+        self._engines.append(QemuEngine(self._host_facts))
+        return self._engines[-1]
+
+    async def close(self) -> None:
+        for engine in self._engines:
+            await engine.close()
+        instance = await QemuEngine(self._host_facts).adopt(self.directory)
+        if instance is not None:
+            await instance.kill()
+
+    def kill_from_outside(self, instance: Instance) -> None:
+        os.kill(instance.identity.pid, signal.SIGKILL)
+
+    async def plan_failure(self) -> LaunchPlan:
+        facts = await self.engine.facts()
+        missing = BootFiles(kernel=Path("/nonexistent/vmlinuz"))
+        return self.engine.plan(machine(boot="direct"), missing, self.directory, facts)
+
+
+def processes_in(root: Path) -> list[int]:
+    """Processes, zombies aside, that run below a directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(entry.name)
+            if (entry / "cwd").readlink().is_relative_to(root):
+                found.append(pid)
+    return [pid for pid in found if pid != os.getpid()]
+
+
+async def all_ended(root: Path) -> bool:
+    """Whether nothing runs below the directory, dying processes given a moment: they let go of files first."""
+    deadline = monotonic() + 1
+    while processes_in(root) and monotonic() < deadline:
+        await asyncio.sleep(0.01)
+    return not processes_in(root)
+
+
+@pytest.fixture(scope="module")
+def host_facts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("facts") / "host.json"
+
+
+@pytest.fixture
+async def bench(tmp_path: Path, host_facts: Path) -> AsyncIterator[QemuBench]:
+    bench = QemuBench(tmp_path, host_facts)
+    yield bench
+    await bench.close()
+    ended = await all_ended(tmp_path)
+    for pid in processes_in(tmp_path):
+        os.kill(pid, signal.SIGKILL)
+    assert ended, "the engine left processes behind"
+
+
+@pytest.fixture(autouse=True)
+def _descriptors_are_given_back() -> Iterator[None]:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    yield
+    # The test's event loop and its inotify instance are gone or reused by now.
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
+
+
+class TestQemuEngine(EngineConformance):
+    pass
+
+
+LAUNCHER = """
+import asyncio, sys
+from pathlib import Path
+from insula.engine.plan import plan_from_json
+from insula.engine.qemu import QemuEngine
+
+async def main():
+    directory = Path(sys.argv[1])
+    plan = plan_from_json(Path(sys.argv[2]).read_text(), directory)
+    instance = await QemuEngine().launch(plan)
+    await instance.resume()
+    print("launched", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_machine_outlives_a_daemon_that_is_killed(bench: QemuBench, tmp_path: Path) -> None:
+    from insula.engine.plan import plan_to_json
+
+    (tmp_path / LAUNCH_PLAN).write_text(plan_to_json(await planned(bench)))
+    argv = [sys.executable, "-c", LAUNCHER, str(bench.directory), str(tmp_path / LAUNCH_PLAN)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as daemon:  # noqa: ASYNC220
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == b"launched\n"
+        with pytest.raises(MachineDirectoryBusy):
+            bench.engine.forget(bench.directory)
+        daemon.send_signal(signal.SIGKILL)
+    instance = await bench.engine.adopt(bench.directory)
+    assert instance is not None
+    assert await instance.state() == "running"
+    bench.kill_from_outside(instance)
+    async with asyncio.timeout(0.3):
+        evidence = await instance.wait_exit()
+    assert (evidence.cause, evidence.exit_status) == ("crash", 137)
+    assert not is_locked(bench.directory)
+
+
+async def test_the_lock_is_held_by_the_supervisor_too(bench: QemuBench) -> None:
+    instance = await launched(bench)
+    supervisor = os.getsid(instance.identity.pid)
+    os.kill(supervisor, signal.SIGKILL)
+    await instance.detach()
+    again = await bench.new_daemon().adopt(bench.directory)
+    assert again is not None
+    evidence = await again.kill()
+    assert (evidence.cause, evidence.exit_status) == ("host-kill", None)
+    assert not is_locked(bench.directory)
+
+
+async def test_a_monitor_ended_by_the_host_is_no_crash(bench: QemuBench) -> None:
+    instance = await launched(bench)
+    os.kill(instance.identity.pid, signal.SIGTERM)
+    evidence = await instance.wait_exit()
+    assert (evidence.cause, evidence.exit_status) == ("host-stop", 0)
+
+
+async def test_a_monitor_ended_by_the_host_while_nobody_watched(bench: QemuBench) -> None:
+    instance = await launched(bench)
+    await instance.detach()
+    os.kill(instance.identity.pid, signal.SIGTERM)
+    assert await bench.new_daemon().adopt(bench.directory) is None
+    evidence = bench.engine.read_exit(bench.directory)
+    assert evidence is not None
+    assert evidence.cause == "host-stop"
+
+
+async def test_a_launch_that_is_cancelled_leaves_nothing(bench: QemuBench, tmp_path: Path) -> None:
+    plan = await planned(bench)
+    for turns in range(0, 40, 3):
+        launching = asyncio.create_task(bench.engine.launch(plan))
+        for _ in range(turns):
+            await asyncio.sleep(0.001)
+        launching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await (await launching).kill()
+        assert not is_locked(bench.directory)
+        assert await all_ended(tmp_path)
+
+
+async def test_a_binary_that_is_missing_fails_the_launch(bench: QemuBench) -> None:
+    plan = await planned(bench)
+    with pytest.raises(LaunchFailed) as caught:
+        await bench.engine.launch(replace(plan, argv=("/nonexistent/qemu", *plan.argv[1:])))
+    assert caught.value.evidence["exit_status"] == 127
+
+
+async def test_a_port_that_is_taken_is_explained(bench: QemuBench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        publish = Publish(host_port=server.getsockname()[1], guest_port=22)
+        nic = Nic(id="nic0", mac="02:00:00:00:00:01", mode=NetworkMode.ISOLATED, publish=(publish,))
+        with pytest.raises(LaunchFailed) as caught:
+            await launched(bench, devices=(nic,))
+    assert "port is taken" in caught.value.hint
+
+
+async def test_every_kind_of_device_is_taken(bench: QemuBench) -> None:
+    bench.directory.mkdir()
+    for name, form in (("root.qcow2", "qcow2"), ("seed.iso", "raw")):
+        await run(["qemu-img", "create", "-q", "-f", form, str(bench.directory / name), "4M"])
+    devices = (
+        Disk(id="root", source="image", file="root.qcow2", format="qcow2", serial="root"),
+        Disk(id="seed", source="seed", file="seed.iso", format="raw", read_only=True),
+        Nic(id="nic0", mac="02:00:00:00:00:01", mode=NetworkMode.ISOLATED),
+        Serial(id="serial0"),
+        AgentPort(id="agent0", protocol="qemu"),
+        Rng(id="rng0"),
+    )
+    for kind in ("pc", "q35"):
+        instance = await launched(bench, devices=devices, machine_type=kind, cpus=2)
+        assert await instance.state() == "prepared"
+        assert (bench.directory / QEMU_STDERR).read_text() == ""
+        await instance.kill()
+
+
+async def test_a_deep_home_is_no_obstacle(bench: QemuBench, tmp_path: Path) -> None:
+    bench.directory = tmp_path / ("deep" * 30) / "machine"
+    instance = await launched(bench)
+    await (await instance.console()).close()
+    await instance.detach()
+    again = await bench.new_daemon().adopt(bench.directory)
+    assert again is not None
+    await again.kill()
+
+
+async def test_twenty_machines_are_adopted_at_once(bench: QemuBench, tmp_path: Path) -> None:
+    facts = await bench.engine.facts()
+    directories = [tmp_path / f"m{number}" for number in range(20)]
+    plans = [bench.engine.plan(machine(name=d.name), BootFiles(), d, facts) for d in directories]
+    for instance in await asyncio.gather(*(bench.engine.launch(plan) for plan in plans)):
+        await instance.detach()
+    daemon = bench.new_daemon()
+    adopted = await asyncio.gather(*(daemon.adopt(directory) for directory in directories))
+    assert len({instance.identity.pid for instance in adopted if instance is not None}) == 20
+    await asyncio.gather(*(instance.kill() for instance in adopted if instance is not None))
+
+
+# With a guest
+
+
+@pytest.fixture(scope="module")
+def micro() -> tuple[Image, Path]:
+    """The image 'micro' and its directory, where it was built already."""
+    root = Path(os.environ.get("INSULA_IMAGES") or ROOT / ".cache" / "images")
+    manifest = root / "micro" / "manifest.json"
+    if not manifest.exists():
+        pytest.skip("the image 'micro' is not built: insula image build micro")
+    return Image.model_validate_json(manifest.read_text()), manifest.parent
+
+
+async def booted(bench: QemuBench, micro: tuple[Image, Path]) -> Instance:
+    image, directory = micro
+    assert image.kernel is not None
+    kernel = image.kernel
+    files = BootFiles(
+        directory / kernel.file, directory / kernel.initrd if kernel.initrd else None, kernel.arguments
+    )
+    facts = await bench.engine.facts()
+    document = machine(boot="direct", memory_bytes=image.defaults.memory_bytes)
+    instance = await bench.engine.launch(bench.engine.plan(document, files, bench.directory, facts))
+    await instance.resume()
+    return instance
+
+
+async def test_a_guest_answers_and_powers_itself_off(bench: QemuBench, micro: tuple[Image, Path]) -> None:
+    instance = await booted(bench, micro)
+    events = instance.events()
+    assert await next_transition(events) == Resumed()
+    agent = await instance.agent(timeout=60)
+    done = await capture(await agent.exec(["uname", "-s"]))
+    assert done.stdout == b"Linux\n"
+    assert await instance.agent(timeout=1) is agent
+    await agent.shutdown("poweroff")
+    assert await next_transition(events) == ShuttingDown(by_guest=True)
+    evidence = await instance.wait_exit()
+    assert (evidence.cause, evidence.exit_status) == ("guest-shutdown", 0)
+
+
+async def test_the_agent_is_found_again_after_adoption_and_reset(
+    bench: QemuBench, micro: tuple[Image, Path]
+) -> None:
+    instance = await booted(bench, micro)
+    await instance.agent(timeout=60)
+    await instance.detach()
+    adopted = await bench.new_daemon().adopt(bench.directory)
+    assert adopted is not None
+    first = await adopted.agent(timeout=5)
+    assert await first.ping(5)
+    await adopted.reset()
+    assert await next_transition(adopted.events()) == GuestReset(by_guest=False)
+    second = await adopted.agent(timeout=60)
+    assert second is not first
+    assert await second.ping(5)
+
+
+async def test_the_power_button_reaches_the_firmware(bench: QemuBench) -> None:
+    instance = await launched(bench, devices=(Serial(id="serial0"),))
+    await instance.resume()
+    await instance.press_power_button()
+    assert await instance.state() == "running"
+    seen = b""
+    log = bench.engine.follow_log(bench.directory, follow=True, tail=None)
+    async with asyncio.timeout(PATIENCE):
+        while b"SeaBIOS" not in seen:
+            seen += await anext(log)
+    await log.aclose()  # type: ignore[attr-defined]
+    assert (bench.directory / SERIAL_LOG).stat().st_size > 0
+    assert (bench.directory / QEMU_STDERR).read_text() == ""
+    identity = read_identity(bench.directory)
+    assert identity == instance.identity
