@@ -18,9 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-from insula.client.errors import DaemonNotStarted, DaemonUnreachable, HomeUnusable, rebuild_error
+from insula.client.errors import DaemonNotStarted, DaemonUnreachable, HomeUnusable
 from insula.client.locate import DAEMON_LOCK, daemon_directory, daemon_log, daemon_socket
 from insula.client.wire import open_socket
+from insula.kit.errors import error_from_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _spawn(home: str, timeout: float) -> Socket | None:
     if isinstance(problem, dict):
         if problem.get("code") == "daemon-running":
             return None
-        raise rebuild_error(problem)
+        raise error_from_problem(problem)
     channel = _try_connect(home) if report.get("ok") else None
     if channel is None:
         raise _not_started(process, line, timeout, log, begin)

@@ -7,12 +7,7 @@ Bug ── DaemonGarbled
 
 from __future__ import annotations
 
-from insula.kit.errors import REGISTRY, Bug, InsulaError, Unavailable, error_from_problem
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+from insula.kit.errors import Bug, Unavailable
 
 
 class DaemonUnreachable(Unavailable):
@@ -62,14 +57,3 @@ class GuestCommandTimeout(Unavailable):
     """A guest command ran longer than it was given, and was ended."""
 
     code = "guest-command-timeout"
-
-
-def rebuild_error(problem: Mapping[str, Any]) -> InsulaError:
-    """The error a problem+json stands for. A code this process has no class for becomes NotFound or its
-    family."""
-    code = str(problem.get("code", "bug"))
-    if code in REGISTRY or problem.get("status") != 404:
-        return error_from_problem(problem)
-    error = error_from_problem({**problem, "code": "not-found"})
-    vars(error)["code"] = code
-    return error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from insula.client.errors import rebuild_error
 from insula.client.transport import ANSWER_TIMEOUT
 from insula.client.wire import quote, with_query
+from insula.kit.errors import error_from_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Operation:
         """The ended operation, or the error it ended with."""
         if self.info["state"] == "done":
             return self.info
-        error = rebuild_error(self.info["problem"] or _cancelled(self.info))
+        error = error_from_problem(self.info["problem"] or _cancelled(self.info))
         vars(error)["operation"] = self.uid
         raise error
 

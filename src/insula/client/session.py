@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 
-from insula.client.errors import DaemonLost, rebuild_error
+from insula.client.errors import DaemonLost
 from insula.client.websocket import WebSocket, open_websocket
+from insula.kit.errors import error_from_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class ExecSession:
                 self.exit_code = 255 if status is None else int(status)
             case "error":
                 self.close()
-                raise rebuild_error(message.get("problem") or {})
+                raise error_from_problem(message.get("problem") or {})
 
 
 class Console:
@@ -150,7 +151,7 @@ class Console:
                 data += message
             elif (told := json.loads(message)).get("type") == "error":
                 self.close()
-                raise rebuild_error(told.get("problem") or {})
+                raise error_from_problem(told.get("problem") or {})
         return data, ready
 
     def read(self, timeout: float | None = None) -> bytes:

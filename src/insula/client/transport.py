@@ -9,10 +9,11 @@ anything else, and the daemon dies: DaemonLost; nobody may guess whether it was 
 from __future__ import annotations
 
 import insula
-from insula.client.errors import DaemonGarbled, DaemonLost, DaemonSilent, DaemonUnreachable, rebuild_error
+from insula.client.errors import DaemonGarbled, DaemonLost, DaemonSilent, DaemonUnreachable
 from insula.client.jsontext import read_json
 from insula.client.locate import daemon_socket, find_home
 from insula.client.wire import Disconnected, Garbled, Response, open_socket, send_request
+from insula.kit.errors import error_from_problem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class Transport:
         if response.status < 400:
             return answer
         if isinstance(answer, dict) and "detail" in answer:
-            told = rebuild_error({"status": response.status, **answer})
+            told = error_from_problem({"status": response.status, **answer})
             if "operation" in answer:
                 vars(told)["operation"] = answer["operation"]
             raise told

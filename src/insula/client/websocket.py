@@ -98,8 +98,7 @@ class Decoder:
 class WebSocket:
     """A duplex channel of messages: str for text, bytes for binary.
 
-    closed: the other side has said goodbye or is gone; then `close_code` (NO_CLOSE_FRAME: without a word) and
-    `close_reason` say more.
+    close_code (NO_CLOSE_FRAME: without a word) and close_reason say more once it is closed.
     """
 
     def __init__(self, channel: Socket, received: bytes = b"") -> None:
@@ -107,12 +106,17 @@ class WebSocket:
         self._decoder = Decoder()
         self._outgoing = bytearray()
         self._early: list[str | bytes] = []
-        self.closed = False
+        self._ended = False
         self.close_code = NO_CLOSE_FRAME
         self.close_reason = ""
         channel.setblocking(False)
         if received:
             self._early = self._sort(self._decoder.feed(received))
+
+    @property
+    def closed(self) -> bool:
+        """Whether the other side has said goodbye or is gone, and all it said before has been taken."""
+        return self._ended and not self._early
 
     def fileno(self) -> int:
         return self._channel.fileno()
@@ -124,7 +128,7 @@ class WebSocket:
 
     def send(self, message: str | bytes) -> None:
         """Queue a message; what the channel takes at once goes out at once."""
-        if self.closed:
+        if self._ended:
             return
         text = isinstance(message, str)
         payload = message.encode() if isinstance(message, str) else message
@@ -142,11 +146,11 @@ class WebSocket:
         """
         messages, self._early = self._early, []
         poll = select.poll()
-        if not self.closed:
+        if not self._ended:
             poll.register(self._channel, select.POLLIN | (select.POLLOUT if self._outgoing else 0))
         for descriptor in inputs:
             poll.register(descriptor, select.POLLIN)
-        if messages or self.closed:
+        if messages or self._ended:
             timeout = 0
         ready = []
         for descriptor, events in poll.poll(None if timeout is None else max(0, timeout) * 1000):
@@ -164,10 +168,10 @@ class WebSocket:
         time."""
         if self._channel.fileno() < 0:
             return
-        if not self.closed:
+        if not self._ended:
             self._outgoing += encode_frame(CLOSE, code.to_bytes(2, "big"))
             self._flush()
-            self.closed = True
+            self._ended = True
         self._channel.close()
 
     def _flush(self) -> None:
@@ -181,7 +185,7 @@ class WebSocket:
 
     def _receive(self) -> list[str | bytes]:
         messages: list[str | bytes] = []
-        while not self.closed:
+        while not self._ended:
             try:
                 data = self._channel.recv(_PIECE)
             except BlockingIOError:
@@ -189,7 +193,7 @@ class WebSocket:
             except ConnectionError:
                 data = b""
             if not data:
-                self.closed = True
+                self._ended = True
                 break
             messages += self._sort(self._decoder.feed(data))
             if len(data) < _PIECE:
@@ -211,7 +215,7 @@ class WebSocket:
                 self.close_reason = payload[2:].decode(errors="replace")
                 self._outgoing += encode_frame(CLOSE, payload[:2])
                 self._flush()
-                self.closed = True
+                self._ended = True
         return messages
 
 

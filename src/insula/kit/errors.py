@@ -14,8 +14,10 @@ problem+json, and the SDK rebuilds the same class from the code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+TYPE_CHECKING = False  # as typing.TYPE_CHECKING; importing typing would be a third of `insula ls`
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any, ClassVar
 
 REGISTRY: dict[str, type[InsulaError]] = {}
 
@@ -146,6 +148,8 @@ def error_from_problem(problem: Mapping[str, Any]) -> InsulaError:
     """Rebuild the error that `to_problem` described; an unknown code becomes its family."""
     code = str(problem.get("code", "bug"))
     kind = REGISTRY.get(code) or FAMILIES.get(str(problem.get("family")), Bug)
+    if kind is Invalid and problem.get("status") == NotFound.http_status:
+        kind = NotFound
     error = kind(
         str(problem.get("detail", "")),
         hint=str(problem.get("hint", "")),

@@ -57,12 +57,4 @@ def imported(stub: Stub) -> set[str]:
 
 @pytest.mark.slow
 def test_ls_imports_nothing_heavy(stub: Stub) -> None:
-    assert imported(stub) & TOO_HEAVY - {"typing", "contextlib"} == set()
-
-
-@pytest.mark.slow
-@pytest.mark.xfail(
-    reason="insula/__init__.py and kit/errors.py import typing at run time: 8 ms", strict=False
-)
-def test_ls_does_not_even_import_typing(stub: Stub) -> None:
     assert imported(stub) & (TOO_HEAVY | {"re", "enum", "collections", "functools"}) == set()
