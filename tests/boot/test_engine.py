@@ -84,11 +84,13 @@ def processes_in(root: Path) -> list[int]:
 
 
 async def all_ended(root: Path) -> bool:
-    """Whether nothing runs below the directory, dying processes given a moment: they let go of files first."""
+    """Whether nothing runs below the directory; dying processes get a moment, as they close files first."""
     deadline = monotonic() + 1
-    while processes_in(root) and monotonic() < deadline:
+    while processes_in(root):
+        if monotonic() > deadline:
+            return False
         await asyncio.sleep(0.01)
-    return not processes_in(root)
+    return True
 
 
 @pytest.fixture(scope="module")

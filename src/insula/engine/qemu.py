@@ -29,7 +29,6 @@ from insula.kit.paths import (
     QMP_SOCKET,
     RUN_LOCK,
     SERIAL_SOCKET,
-    write_atomically,
 )
 from insula.kit.run import CommandMissing, find_program, render_command
 from insula.model.machine import Machine
@@ -256,10 +255,18 @@ def _prepare(plan: LaunchPlan) -> None:
     """Write down what is about to run, and clear away what ran before. Only with the lock in hand."""
     for name in (*_SOCKETS, PID_FILE, EXIT_STATUS):
         (plan.directory / name).unlink(missing_ok=True)
-    write_atomically(plan.directory / LAUNCH_PLAN, plan_to_json(plan))
+    _replace(plan.directory / LAUNCH_PLAN, plan_to_json(plan), 0o600)
     command = render_command(plan.argv, plan.directory)
     script = f"#!/bin/sh\n# How the machine '{plan.name}' was started.\n{command}\n"
-    write_atomically(plan.directory / COMMAND, script, mode=0o700)
+    _replace(plan.directory / COMMAND, script, 0o700)
+
+
+def _replace(path: Path, text: str, mode: int) -> None:
+    """Replace a file without waiting for the disk (10 ms and more): if the host goes, QEMU goes too."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.chmod(mode)
+    temporary.replace(path)
 
 
 def _hint(stderr: str) -> str:
