@@ -50,10 +50,6 @@ class Sight:
     def exists(self, path: Path) -> bool:
         return path.exists()
 
-    def is_usable(self, path: Path) -> bool:
-        """Whether we may read and write it."""
-        return os.access(path, os.R_OK | os.W_OK)
-
     def read(self, path: Path) -> str:
         """The content of a small file, '' where there is none."""
         try:
@@ -108,7 +104,7 @@ async def examine(home: Home, engine: EngineFacts | InsulaError, sight: Sight | 
     static_libc = await sight.static_libc() if sight.has_program("gcc") else False
     return [
         _examine_engine(engine, sight),
-        _examine_accelerator(engine, sight),
+        _examine_accelerator(engine),
         _examine_program(sight, "qemu-img", "disks can be made and read", "No machine with a disk"),
         _examine_program(sight, "setpriv", "programs end with the daemon", "No program can be called"),
         *_examine_image_tools(sight),
@@ -152,31 +148,17 @@ def _examine_engine(engine: EngineFacts | InsulaError, sight: Sight) -> Finding:
     return Finding(name="qemu", state="ok", detail=where)
 
 
-def _examine_accelerator(engine: EngineFacts | InsulaError, sight: Sight) -> Finding:
-    device = Path("/dev/kvm")
-    if isinstance(engine, EngineFacts) and engine.auto.name == "kvm":
+def _examine_accelerator(engine: EngineFacts | InsulaError) -> Finding:
+    if isinstance(engine, InsulaError):
+        detail, mend = "KVM was not tried, because QEMU cannot be used.", ""
+    elif engine.auto.name == "kvm":
         return Finding(name="accelerator", state="ok", detail=f"KVM: {engine.auto.reason}")
-    refused = engine.kvm_refused if isinstance(engine, EngineFacts) else ""
-    flags = set(re.findall(r"\b(?:vmx|svm)\b", sight.read(Path("/proc/cpuinfo"))))
-    if not sight.exists(device):
-        if flags:
-            module = "kvm_intel" if "vmx" in flags else "kvm_amd"
-            why, mend = "/dev/kvm is not there.", _as_root(sight, f"modprobe {module}")
-        else:
-            why = "the processor shows no hardware virtualization (vmx, svm)."
-            mend = "switch it on in the firmware; in a virtual machine: nested virtualization, on its host"
-    elif not sight.is_usable(device):
-        why = "you may not open /dev/kvm."
-        mend = f"{_as_root(sight, f'usermod -aG kvm {sight.user_name()}')}, then log in again"
     else:
-        why, mend = refused or "it was not tried, because QEMU is missing.", ""
-        if refused:
-            mend = "none on this host; where it is a virtual machine, ask for real nested virtualization"
-    if isinstance(engine, EngineFacts) and engine.kvm_mend:
-        mend = engine.kvm_mend
-    detail = f"TCG, emulation in software, because KVM cannot be used: {why}"
-    if refused and refused != why:
-        detail += f" ({refused})"
+        detail = f"TCG, emulation in software; not KVM: {engine.kvm_refused}"
+        mend = (
+            engine.kvm_mend
+            or "none here; where this is a virtual machine, ask for real nested virtualization"
+        )
     return Finding(name="accelerator", state="limited", detail=detail, mend=mend)
 
 
