@@ -191,8 +191,5 @@ class Engine(Protocol):
     def forget(self, directory: Path) -> None:
         """Remove what a launch left in the directory (sockets, pid, locks); logs, plan and evidence stay."""
 
-    def rotate_log(self, directory: Path) -> None:
-        """Keep the serial log within bounds, whatever the guest writes."""
-
     def follow_log(self, directory: Path, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:
         """The serial log from its start, or its last `tail` lines; with follow, on until closed."""

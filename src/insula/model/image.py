@@ -28,7 +28,10 @@ class ImageDefaults(Value):
 
 
 class Kernel(Value):
-    """Files (names within the image's directory) for direct kernel boot, and the kernel's arguments."""
+    """Files (names within the image's directory) for direct kernel boot, and the kernel's arguments.
+
+    '{hostname}' in the arguments stands for the machine's host name.
+    """
 
     file: str
     initrd: str | None = None

@@ -77,6 +77,12 @@ class MachineContext:
             lambda seen: seen is None or seen.phase in phases or not seen.phase.has_process,
         )
 
+    @property
+    def hostname(self) -> str:
+        """What the guest is to call itself."""
+        machine = self.machine
+        return (machine.cloud_init.hostname if machine.cloud_init else None) or machine.name
+
     def image(self) -> tuple[Image, Path]:
         """The image the machine was made from, and where its files are. Raises ImageNotFound."""
         directory = self.rooms.images.blob(self.machine.image.digest)
@@ -90,4 +96,5 @@ class MachineContext:
         if image.kernel is None:
             return BootFiles()
         initrd = None if image.kernel.initrd is None else directory / image.kernel.initrd
-        return BootFiles(directory / image.kernel.file, initrd, image.kernel.arguments)
+        arguments = image.kernel.arguments.replace("{hostname}", self.hostname)
+        return BootFiles(directory / image.kernel.file, initrd, arguments)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 from insula.control.port import ExecRequest
 from insula.engine.agent.protocol import ExecSession
+from insula.engine.console import rotate_log
 from insula.engine.protocol import Console, EngineFacts, Instance
 from insula.kit.aio import Crew
 from insula.kit.errors import Conflict, InsulaError
@@ -85,7 +86,7 @@ class Node:
             for stored in self.rooms.store.all(Observation):
                 if stored.document.phase.has_process:
                     directory = self.rooms.home.machine(stored.document.uid)
-                    await asyncio.to_thread(self.rooms.engine.rotate_log, directory)
+                    await asyncio.to_thread(rotate_log, directory)
 
     # -- NodePort
 

@@ -134,7 +134,7 @@ def test_lost_console_is_closed(stub: Stub, client: Client) -> None:
 
 
 def test_console_error_is_raised(stub: Stub, client: Client) -> None:
-    problem = {"code": "console-busy", "family": "unavailable", "detail": "Busy."}
+    problem = {"code": "no-class-here", "family": "unavailable", "detail": "Busy."}
     stub.websocket(f"{WEB}/console", lambda peer: peer.say(type="error", problem=problem))
     with client.machine("web").console() as console, pytest.raises(Unavailable, match=r"Busy\."):
         console.read()

@@ -74,7 +74,7 @@ async def make_seed(context: MachineContext) -> None:
             write_seed,
             context.directory / disk.file,
             machine.cloud_init,
-            hostname=machine.cloud_init.hostname or machine.name,
+            hostname=context.hostname,
             instance_id=machine.uid,
             default_user=image.default_user,
         )

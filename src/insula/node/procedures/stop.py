@@ -12,6 +12,7 @@ from insula.node.context import MachineContext
 from insula.node.procedure import Step
 
 DEFAULT_TIMEOUT = 30.0  # seconds a guest gets to shut down, as with libvirt-guests and Proxmox' default order
+PRESS_AGAIN = (3.0, 5.0, 10.0, 20.0)  # seconds between one press of the power button and the next
 AGENT_TIMEOUT = 3.0  # seconds for the agent to take the request before the power button is pressed instead
 
 
@@ -44,12 +45,26 @@ async def ask(context: MachineContext) -> None:
         await context.observer.see(phase=Phase.STOPPING, reason="Asked to shut down.")
 
 
+async def _wait_pressing(context: MachineContext) -> None:
+    """Wait for the end; press the power button again now and then: a guest that was still booting at the
+    first time has not heard it, and one that has heard it does nothing more."""
+    for interval in PRESS_AGAIN:
+        try:
+            async with asyncio.timeout(interval):
+                await context.wait_ended()
+            return
+        except TimeoutError:
+            if context.instance is not None:
+                await context.instance.press_power_button()
+    await context.wait_ended()
+
+
 async def wait_or_force(context: MachineContext) -> None:
     """Wait for the guest; after the timeout end it, or (force false) give up and leave it running."""
     timeout = float(context.parameters.get("timeout", DEFAULT_TIMEOUT))
     try:
         async with asyncio.timeout(timeout):
-            await context.wait_ended()
+            await _wait_pressing(context)
         return
     except TimeoutError:
         pass
