@@ -2,8 +2,8 @@
 
     python3 bench/bare.py PLAN.json NEW_DIRECTORY -- COMMAND...
 
-Start the monitor, greet it, let the guest run, wait until its agent opens its port, ask the agent to run the
-command, pull the plug. Standard library only, and as little of it as will do.
+Start the monitor, greet it, let the guest run, greet the guest's agent, which answers as soon as it is there,
+have it run the command, pull the plug. Standard library only, and as little of it as will do.
 """
 
 from __future__ import annotations
@@ -54,9 +54,7 @@ class Bare:
         self._say("cont")
 
     def wait_agent(self) -> None:
-        """Wait until the guest's agent has opened its port, then greet it."""
-        while self._hear().get("event") != "VSERPORT_CHANGE":
-            pass
+        """Greet the agent and wait for its answer; until there is one, the monitor keeps the greeting."""
         self._agent = self._connect("agent.sock")
         self._send(_SYNC, 0, struct.pack("<QI", _NONCE, _VERSION))
         kind, _ = self._receive()
