@@ -156,7 +156,7 @@ class MachineActor(Actor):
                 agent = await self.seat.instance.agent(AGENT_ANSWER)
                 info = await agent.info()
                 addresses = tuple(
-                    address
+                    address.partition("/")[0]
                     for interface in info.addresses
                     for address in interface.addresses
                     if not address.startswith(("127.", "::1", "fe80:", "169.254."))

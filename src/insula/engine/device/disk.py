@@ -30,7 +30,7 @@ def launch(disk: Disk, surroundings: Surroundings) -> Fragment:
     )
     pairs: dict[str, object] = {"id": disk.id, "drive": f"{disk.id}-node"}
     if disk.source == "image":
-        pairs["bootindex"] = 0
+        pairs["bootindex"] = 1  # 0 is taken by -kernel, where there is one
     if disk.serial:
         pairs["serial"] = disk.serial[:SERIAL_LENGTH]
     return ("-blockdev", node, "-device", option("virtio-blk-pci", **pairs, werror="stop", rerror="stop"))
