@@ -25,7 +25,7 @@ _VERSION = 1
 _NONCE = 0x1234567890ABCDEF
 _WINDOW = 256 * 1024
 _POLL = 0.002  # seconds between looks for the monitor's socket
-_TIMEOUT = 120.0  # seconds for anything: then it is not a measurement any more
+_TIMEOUT = 300.0  # seconds for anything: then it is not a measurement any more
 
 
 class Bare:

@@ -22,6 +22,7 @@ from bench.bare import Bare
 from insula.kit.paths import LAUNCH_PLAN
 
 IMAGE = "micro"
+PATIENCE = 300.0  # seconds for a guest to answer: twenty that boot without KVM on two processors take long
 BARE = Path(__file__).with_name("bare.py")
 T = TypeVar("T")
 
@@ -59,6 +60,15 @@ class Bed:
         if done.returncode != 0:
             raise RuntimeError(f"insula {' '.join(arguments)} failed:\n{done.stderr.decode()}")
         return done.stdout.decode()
+
+    def start_empty_daemon(self) -> float:
+        """Seconds in which `insula ls` starts the daemon of another home, which knows no machine."""
+        empty = insula.connect(self.directory / "empty")
+        environment = {**self.environment, "INSULA_HOME": empty.home}
+        try:
+            return timed(lambda: subprocess.run([self.program, "ls", "-q"], env=environment, check=True))
+        finally:
+            empty.daemon_stop()
 
     def kill_daemon(self) -> None:
         status = self.client.daemon_status()
@@ -109,7 +119,7 @@ class Bed:
     def start_machine(self, name: str) -> insula.Machine:
         """A machine of Insula's, to where its agent has answered."""
         machine = self.client.run(IMAGE, name=name)
-        machine.exec("true")
+        machine.exec("true", check=True, agent_timeout=PATIENCE)
         return machine
 
     @contextlib.contextmanager
