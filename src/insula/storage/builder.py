@@ -24,6 +24,7 @@ from insula.storage.packages import Report, can_unshare
 from insula.storage.recipe import DiskRecipe, InitramfsRecipe, Recipe
 
 _CHUNK = 2**20
+_PACKAGES = {"dpkg-deb": "dpkg", "debugfs": "e2fsprogs"}  # beside those that kit.run knows
 # How much a build writes at its peak: the packages' tar, and for a disk the file system made from it.
 _INITRAMFS_SPACE = 2**30
 _DISK_SPACE = 4 * 2**30
@@ -81,7 +82,7 @@ def missing_packages(recipe: Recipe) -> list[str]:
     """Debian packages that this host lacks for building the recipe, for `insula doctor` too."""
     programs = ["mmdebstrap", "dpkg-deb"]
     if isinstance(recipe, DiskRecipe):
-        programs += ["mke2fs", "tar", "qemu-img"]
+        programs += ["mke2fs", "debugfs", "tar", "qemu-img"]
         programs += [] if os.geteuid() == 0 else ["fakeroot"]
     if isinstance(recipe, InitramfsRecipe) and recipe.compression == "zstd":
         programs.append("zstd")
@@ -90,12 +91,12 @@ def missing_packages(recipe: Recipe) -> list[str]:
         try:
             find_program(program)
         except CommandMissing:
-            missing.append(PACKAGES.get(program, program))
+            missing.append(_PACKAGES.get(program, PACKAGES.get(program, program)))
     if "insula" in recipe.agents and find_compiler() is None:
         missing.append(PACKAGES["gcc"])
     if isinstance(recipe, DiskRecipe) and not _can_change_root():
         missing.append("uidmap")
-    return missing
+    return list(dict.fromkeys(missing))
 
 
 def _can_change_root() -> bool:

@@ -8,6 +8,7 @@ import os
 import shlex
 import tarfile
 import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from insula.kit.run import CommandFailed, run
@@ -23,6 +24,7 @@ KERNEL, INITRD, DISK = "vmlinuz", "initrd", "disk.qcow2"
 _GRUB = "boot/grub/i386-pc"
 _BOOT_LOADER_PACKAGES = ("grub-pc-bin", "grub2-common")
 _NAMESPACE = uuid.UUID("2c1ff9f5-1d1b-4b9c-8d43-0c1f6c1c7c11")  # ours, for identifiers made from names
+_CAPABILITY = "security.capability"  # xattr(7): what a program such as ping may do without root
 _FETCH_SHARE = 0.75  # of the time, by measurement
 
 
@@ -48,14 +50,17 @@ async def build_disk(
     packages = [recipe.kernel, *_BOOT_LOADER_PACKAGES, *recipe.packages]
     await fetch_packages(recipe, packages, system, options, _scaled(report, 0, _FETCH_SHARE))
     report(Progress(message="Making the file system", fraction=_FETCH_SHARE))
-    boot, core = await asyncio.to_thread(_take_boot_files, system, work / "image")
+    special = await asyncio.to_thread(_read_system, system, work / "image")
     raw = work / "disk.raw"
     sectors = recipe.disk_size // bootloader.SECTOR - bootloader.FIRST_SECTOR
     signature = uuid.UUID(filesystem).int & 0xFFFFFFFF or 1
     with raw.open("wb") as stream:
-        stream.write(bootloader.first_sectors(boot, core, sectors=sectors, signature=signature))
+        stream.write(
+            bootloader.first_sectors(special.boot, special.core, sectors=sectors, signature=signature)
+        )
         stream.truncate(recipe.disk_size)
     await _make_filesystem(system, raw, filesystem, sectors, work)
+    await _grant_capabilities(special.capabilities, raw, work)
     report(Progress(message="Writing the disk", fraction=0.9))
     await run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(work / "image" / DISK)])
     kernel = Kernel(file=KERNEL, initrd=INITRD, arguments=arguments)
@@ -131,12 +136,24 @@ def in_system(script: str) -> str:
     return f'chroot "$1" /bin/sh -c {shlex.quote(script)}'
 
 
-def _take_boot_files(system: Path, target: Path) -> tuple[bytes, bytes]:
-    """Copy kernel and initrd out of the system's tar; GRUB's boot.img and core.img."""
+@dataclass
+class _Special:
+    """What of a system needs more than being unpacked. capabilities: of programs, by their path."""
+
+    boot: bytes
+    core: bytes
+    capabilities: dict[str, bytes] = field(default_factory=dict)
+
+
+def _read_system(system: Path, target: Path) -> _Special:
+    """Copy kernel and initrd out of the system's tar, and find GRUB's boot.img and core.img."""
     found: dict[str, bytes] = {}
+    capabilities: dict[str, bytes] = {}
     with tarfile.open(system) as tar:
         for member in tar:
             path = member.name.removeprefix("./")
+            if (text := member.pax_headers.get(f"SCHILY.xattr.{_CAPABILITY}")) is not None:
+                capabilities[path] = text.encode("utf-8", "surrogateescape")
             wanted = path.startswith(("boot/vmlinuz-", "boot/initrd.img-"))
             if member.isreg() and (wanted or path in (f"{_GRUB}/boot.img", f"{_GRUB}/core.img")):
                 stream = tar.extractfile(member)
@@ -151,7 +168,7 @@ def _take_boot_files(system: Path, target: Path) -> tuple[bytes, bytes]:
         )
     (target / KERNEL).write_bytes(found[kernels[0]])
     (target / INITRD).write_bytes(found[initrds[0]])
-    return found[f"{_GRUB}/boot.img"], found[f"{_GRUB}/core.img"]
+    return _Special(found[f"{_GRUB}/boot.img"], found[f"{_GRUB}/core.img"], capabilities)
 
 
 async def _make_filesystem(system: Path, raw: Path, filesystem: str, sectors: int, work: Path) -> None:
@@ -160,7 +177,7 @@ async def _make_filesystem(system: Path, raw: Path, filesystem: str, sectors: in
     root.mkdir()
     offset = bootloader.FIRST_SECTOR * bootloader.SECTOR
     unpack = ["tar", "--extract", f"--file={system}", f"--directory={root}", "--numeric-owner"]
-    unpack += ["--same-permissions", "--same-owner", "--xattrs", "--xattrs-include=*"]
+    unpack += ["--same-permissions", "--same-owner"]
     make = ["mke2fs", "-q", "-F", "-t", "ext4", "-m", "1", "-U", filesystem, "-L", "root", "-d", str(root)]
     # The kernel need not clear inode tables in a file of zeros (e2fsprogs 1.47 and later can say so).
     extended = f"offset={offset},hash_seed={filesystem},root_owner=0:0"
@@ -179,3 +196,24 @@ async def _make_filesystem(system: Path, raw: Path, filesystem: str, sectors: in
             hint="A larger disk_size in the recipe may help; the command's last words are below.",
             evidence=error.evidence,
         ) from error
+
+
+async def _grant_capabilities(capabilities: dict[str, bytes], raw: Path, work: Path) -> None:
+    """Set the programs' capabilities in the finished file system: only root could set them on files."""
+    if not capabilities:
+        return
+    lines = []
+    for number, (path, value) in enumerate(sorted(capabilities.items())):
+        kept = work / f"capability{number}"
+        kept.write_bytes(value)
+        lines.append(f'ea_set -f "{kept}" "/{path}" {_CAPABILITY}\n')
+    commands = work / "debugfs"
+    commands.write_text("".join(lines))
+    offset = bootloader.FIRST_SECTOR * bootloader.SECTOR
+    said = await run(["debugfs", "-w", "-f", str(commands), f"{raw}?offset={offset}"])
+    # debugfs always ends well; what it has not done is on stderr, below its own name and version.
+    faults = said.stderr.decode(errors="replace").splitlines()[1:]
+    if faults:
+        raise BuildFailed(
+            "A program's capabilities could not be set.", evidence={"stderr": "\n".join(faults)}
+        )
