@@ -9,6 +9,7 @@ from typing import Any
 
 from insula.engine.protocol import BootFiles, Instance
 from insula.kit.errors import Bug
+from insula.kit.paths import MACHINE_DOCUMENT, write_atomically
 from insula.model.image import Image
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
@@ -56,6 +57,13 @@ class MachineContext:
     @property
     def parameters(self) -> dict[str, Any]:
         return self.operation.parameters
+
+    def keep_document(self) -> None:
+        """Copy the document to the machine's directory: from there a lost ledger can be made again."""
+        text = self.machine.model_dump_json(indent=1)
+        path = self.directory / MACHINE_DOCUMENT
+        if not path.exists() or path.read_text() != text:
+            write_atomically(path, text)
 
     def note(self, text: str) -> None:
         self.journal.note(text)

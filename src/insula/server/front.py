@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from insula.control.control import Control
 from insula.kit.aio import cancel_and_wait
-from insula.server.info import DaemonInfo
+from insula.server.info import VERSION_HEADER, DaemonInfo
 from insula.server.views import VersionView, render, render_array, view_daemon, view_machine
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-VERSION_HEADER = b"insula-version"
 log = logging.getLogger(__name__)
 
 

@@ -9,8 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from insula.kit.errors import InsulaError
-from insula.server.front import VERSION_HEADER
-from insula.server.info import DaemonInfo
+from insula.server.info import VERSION_HEADER, DaemonInfo
 from insula.server.problems import DaemonVersion, as_insula_error, problem_response
 
 # A client of another version must be able to see whom it speaks to, and to end it.

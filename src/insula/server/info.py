@@ -11,6 +11,8 @@ from pathlib import Path
 
 from insula.kit.paths import Home
 
+VERSION_HEADER = b"insula-version"  # of the client, in each of its requests
+
 
 @dataclass
 class DaemonInfo:

@@ -136,7 +136,10 @@ class ImageStore:
         return self.get(image.name)
 
     async def sweep(self) -> tuple[Path, ...]:
-        """Remove what killed builds left; never a living build, never an image. The directories removed."""
+        """Remove what killed builds left; never a living build, never an image. The directories removed.
+
+        Programs of a build that was killed just now may still be dying and writing: the next sweep has the rest.
+        """
         if not (self.root / _BUILDS).is_dir():
             return ()
         dead = []
@@ -152,7 +155,7 @@ class ImageStore:
             if scratch.is_symlink():
                 await remove_tree(scratch.resolve())
             await remove_tree(work)
-        return tuple(dead)
+        return tuple(work for work in dead if not work.exists())
 
     def _names(self) -> tuple[str, ...]:
         if not self.root.is_dir():

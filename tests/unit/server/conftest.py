@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx
 import pytest
-from fake_control import NOW, FakeControl, machine
 from fastapi import FastAPI
 
 from insula.kit.paths import Home
@@ -19,6 +18,7 @@ from insula.server.app import create_app
 from insula.server.info import DaemonInfo
 from insula.server.listen import Listener, open_listener
 from insula.server.peer import UnixServer
+from tests.unit.server.fake_control import NOW, FakeControl, machine
 
 
 @pytest.fixture

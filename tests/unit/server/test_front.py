@@ -8,12 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
-from conftest import serve
-from fake_control import FakeControl
 from fastapi import FastAPI
 
 from insula.server.front import Front
 from insula.server.info import DaemonInfo
+from tests.unit.server.conftest import serve
+from tests.unit.server.fake_control import FakeControl
 
 HOT = ["/v1/version", "/v1/daemon", "/v1/machines", "/v1/projects/default/machines"]
 

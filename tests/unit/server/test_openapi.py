@@ -6,8 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from fake_control import FakeControl, machine
 from fastapi import FastAPI
+
+from tests.unit.server.fake_control import FakeControl, machine
 
 METHODS = {"get", "post", "delete"}
 CHECKS = [

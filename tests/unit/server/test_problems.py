@@ -6,11 +6,11 @@ import logging
 
 import httpx
 import pytest
-from fake_control import FakeControl
 
 from insula.kit.errors import Conflict, Unavailable, error_from_problem
 from insula.model.operation import OperationState
 from insula.server.gate import LARGEST_BODY
+from tests.unit.server.fake_control import FakeControl
 
 WEB = "/v1/projects/default/machines/web"
 

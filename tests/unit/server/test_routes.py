@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from fake_control import DIGEST, FakeControl, machine
 
 from insula.model.observation import Phase
 from insula.server.info import DaemonInfo
+from tests.unit.server.fake_control import DIGEST, FakeControl, machine
 
 WEB = "/v1/projects/default/machines/web"
 

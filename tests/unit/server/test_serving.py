@@ -11,14 +11,14 @@ import time
 
 import httpx
 import pytest
-from conftest import Served, serve
-from fake_control import FakeControl, machine
 from fastapi import FastAPI
 
 from insula.kit.paths import Home
 from insula.model.observation import Phase
 from insula.server.info import DaemonInfo
 from insula.server.listen import open_listener
+from tests.unit.server.conftest import Served, serve
+from tests.unit.server.fake_control import FakeControl, machine
 
 WEB = "/v1/projects/default/machines/web"
 

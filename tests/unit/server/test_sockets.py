@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from conftest import Served
-from fake_control import FakeConsole, FakeControl, FakeSession, machine
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed
 
 from insula.engine.agent.protocol import ExitStatus
 from insula.model.observation import Phase
+from tests.unit.server.conftest import Served
+from tests.unit.server.fake_control import FakeConsole, FakeControl, FakeSession, machine
 
 WEB = "/v1/projects/default/machines/web"
 START = json.dumps({"argv": ["cat", "-"], "environment": {"A": "b"}, "timeout": "5s"})

@@ -6,25 +6,17 @@ import asyncio
 import shutil
 from collections.abc import Sequence
 
-from insula.kit.paths import MACHINE_DOCUMENT, write_atomically
 from insula.model.device.disk import Disk
 from insula.model.machine import Machine
 from insula.model.observation import Phase
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
-
-
-async def refresh_document(context: MachineContext) -> None:
-    """The copy of the document in the machine's directory, from which a lost ledger can be made again."""
-    text = context.machine.model_dump_json(indent=1)
-    path = context.directory / MACHINE_DOCUMENT
-    if not path.exists() or path.read_text() != text:
-        write_atomically(path, text)
+from insula.node.procedures import start
 
 
 async def make_directory(context: MachineContext) -> None:
     context.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    await refresh_document(context)
+    context.keep_document()
     # The image's files stay as long as this directory does, whatever becomes of the image's name.
     await asyncio.to_thread(context.rooms.images.claim, context.machine.image.digest, context.directory)
 
@@ -87,8 +79,6 @@ async def record(context: MachineContext) -> None:
 
 
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
-    from insula.node.procedures import start
-
     made = [
         Step("make directory", make_directory, remove_directory),
         Step("make disks", make_disks),

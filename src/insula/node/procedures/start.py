@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from insula.model.observation import Observation, Phase
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
-from insula.node.procedures.create import refresh_document
 
 
 async def prepare(context: MachineContext) -> None:
     """What the launch needs is there; how the machine ended last time stops being its present state."""
-    await refresh_document(context)
+    context.keep_document()
     context.boot_files()
     seen = context.observer.seen
     by_repair = context.parameters.get("by") == "repair"

@@ -1,0 +1,94 @@
+"""debian-12: a real disk, systemd, cloud-init, SSH; booted directly and by its own boot loader.
+
+A boot takes a minute and more where the processor is emulated, so there are two: one machine for everything
+that a direct boot shows, one that shows the boot loader.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.boots import ROOT, RealShell, has_image, real_home
+
+BOOT = "5m"  # for a boot of systemd on an emulated, busy processor
+
+pytestmark = [
+    pytest.mark.boot,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not has_image("debian-12"), reason="debian-12 is not built (./scripts/test does)"),
+]
+
+
+@pytest.fixture(scope="module")
+def insula(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealShell]:
+    """A home where both machines boot side by side; on two processors that costs the time of one."""
+    home = tmp_path_factory.mktemp("debian") / "home"
+    with real_home(home, ROOT / "test-artifacts" / "debian-12") as shell:
+        key = home.parent / "id"
+        if shutil.which("ssh-keygen"):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        else:
+            key.with_suffix(".pub").write_text(f"ssh-ed25519 {'A' * 68} nobody\n")
+        shell(
+            *("run", "-d", "--name", "deb", "--hostname", "shop", "-p", "22022:22"),
+            *("--ssh-key", str(key.with_suffix(".pub")), "--disk-size", "6GiB", "debian-12"),
+        )
+        shell("run", "-d", "--name", "loader", "--boot", "disk", "debian-12")
+        yield shell
+
+
+def key_of(insula: RealShell) -> Path:
+    return insula.home.parent / "id"
+
+
+def test_cloud_init_did_what_the_seed_says(insula: RealShell) -> None:
+    wait = "cloud-init status --wait >/dev/null; cat /run/cloud-init/result.json"
+    done = insula("exec", "--agent-timeout", BOOT, "deb", "--", "sh", "-c", wait, timeout=600)
+    assert b'"errors": []' in done.stdout
+    assert insula.text("exec", "deb", "--", "hostname") == "shop\n"
+    keys = insula.text("exec", "deb", "--", "cat", "/home/debian/.ssh/authorized_keys")
+    assert key_of(insula).with_suffix(".pub").read_text().split()[1] in keys
+
+
+def test_it_is_a_real_system(insula: RealShell) -> None:
+    insula("exec", "--agent-timeout", BOOT, "deb", "--", "true", timeout=400)
+    assert insula.text("exec", "deb", "--", "cat", "/proc/1/comm") == "systemd\n"
+    size = int(insula.text("exec", "deb", "--", "df", "--output=size", "-B1", "/").split()[-1])
+    assert size > 5 * 2**30, "the file system did not grow with the machine's disk"
+    assert insula.info("deb")["addresses"]
+
+
+@pytest.mark.skipif(not shutil.which("ssh"), reason="no ssh client")
+def test_ssh_with_the_key(insula: RealShell) -> None:
+    options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
+    done = subprocess.run(
+        ["ssh", *options, "-i", str(key_of(insula)), "-p", "22022", "debian@127.0.0.1", "sudo id -u"],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == b"0\n", done.stderr
+
+
+def test_it_boots_by_its_own_boot_loader(insula: RealShell) -> None:
+    script = "cat /proc/cmdline; cat /proc/1/comm"
+    said = insula.text("exec", "--agent-timeout", BOOT, "loader", "--", "sh", "-c", script, timeout=400)
+    assert "BOOT_IMAGE=" in said  # only a boot loader says so
+    assert "systemd" in said
+    assert "GRUB" in insula.text("logs", "loader") or "Booting" in insula.text("logs", "loader")
+
+
+def test_stop_is_orderly_and_what_was_written_is_there_again(insula: RealShell) -> None:
+    insula("exec", "deb", "--", "sh", "-c", "echo kept >/root/mark")
+    done = insula("stop", "--timeout", "3m", "deb", timeout=240)
+    assert b"forced" not in done.stderr
+    assert insula.info("deb")["last_exit"]["exit_status"] == 0
+    insula("start", "deb")
+    said = insula.text("exec", "--agent-timeout", BOOT, "deb", "--", "cat", "/root/mark", timeout=400)
+    assert said == "kept\n"
