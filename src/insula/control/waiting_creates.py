@@ -9,22 +9,11 @@ from insula.control.desk import Desk
 from insula.control.verbs.create import resume_after_build
 from insula.kit.aio import Crew
 from insula.kit.clock import utc_now
-from insula.kit.errors import Conflict, InsulaError, Unavailable, error_from_problem
+from insula.kit.errors import InsulaError, error_from_problem
 from insula.model.operation import Operation, OperationState, Progress
+from insula.planner.lifecycle import Cancelled
+from insula.storage.errors import BuildFailed
 from insula.store.protocol import Put
-
-
-class ImageNotMade(Unavailable):
-    """The image that the machine needs could not be built."""
-
-    code = "image-not-made"
-
-
-class CreateCancelled(Conflict):
-    """The create was cancelled while its image was being built."""
-
-    code = "cancelled-while-building"
-    exit_status = 130
 
 
 class WaitingCreates:
@@ -63,7 +52,7 @@ class WaitingCreates:
                 Operation, build.uid, lambda o: o.model_copy(update={"cancel_requested": True})
             )
             self._desk.node.nudge(build.target)
-        error = CreateCancelled(f"Creating '{operation.name}' was cancelled while its image was being built.")
+        error = Cancelled(f"Creating '{operation.name}' was cancelled while its image was being built.")
         await self._end(operation, error, OperationState.CANCELLED)
 
     def _others_wait_for(self, operation: Operation) -> bool:
@@ -100,7 +89,7 @@ class WaitingCreates:
             build = changed
         if build.problem is not None:
             cause = error_from_problem(build.problem)
-            raise ImageNotMade(
+            raise BuildFailed(
                 f"Image '{image}' could not be built.", hint=cause.hint, evidence=cause.evidence
             ) from cause
 

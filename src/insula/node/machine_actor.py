@@ -25,12 +25,12 @@ from insula.model.observation import ExitEvidence, Phase
 from insula.model.operation import Operation
 from insula.node.context import MachineContext, Seat
 from insula.node.journal import OperationJournal
-from insula.node.mailbox import Actor, Cancelled
+from insula.node.mailbox import Actor
 from insula.node.observer import Observer
 from insula.node.procedure import MOST_RECOVERIES, perform
 from insula.node.procedures import find_steps
 from insula.node.rooms import Rooms
-from insula.planner.lifecycle import Situation, Verdict, judge
+from insula.planner.lifecycle import Cancelled, Situation, Verdict, judge
 
 log = logging.getLogger(__name__)
 

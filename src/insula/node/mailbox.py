@@ -20,21 +20,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from insula.kit.aio import Crew, cancel_and_wait
-from insula.kit.errors import Bug, Conflict, InsulaError
+from insula.kit.errors import Bug, InsulaError
 from insula.model.operation import Operation, OperationState
 from insula.node.journal import OperationJournal
 from insula.node.procedure import DaemonDied
-from insula.planner.lifecycle import Superseded, Verdict
+from insula.planner.lifecycle import Cancelled, Superseded, Verdict
 from insula.store.protocol import Store
 
 log = logging.getLogger(__name__)
-
-
-class Cancelled(Conflict):
-    """Somebody cancelled the operation; it was undone."""
-
-    code = "cancelled"
-    exit_status = 130
 
 
 @dataclass

@@ -56,6 +56,13 @@ class Superseded(Conflict):
     code = "superseded"
 
 
+class Cancelled(Conflict):
+    """Somebody cancelled the operation; it was undone."""
+
+    code = "cancelled"
+    exit_status = 130
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What to do with an operation.

@@ -225,7 +225,7 @@ async def test_a_build_that_fails_ends_the_run_and_leaves_nothing(
     operation = await bare_host.do("create", start=True)
     assert operation.state is OperationState.FAILED
     assert operation.problem is not None
-    assert operation.problem["code"] == "image-not-made"
+    assert operation.problem["code"] == "image-build-failed"
     assert bare_host.machine() is None
 
 

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from insula.control.desk import NOTHING, Conclusion, Desk, Intent
 from insula.control.request import VerbRequest
-from insula.kit.errors import NotFound, nearest
+from insula.kit.errors import nearest
 from insula.model.operation import Operation
-
-
-class RecipeUnknown(NotFound):
-    """There is no recipe of this name."""
-
-    code = "recipe-unknown"
+from insula.storage.recipe import RecipeNotFound
 
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
-    """Raises RecipeUnknown with the nearest name."""
+    """Raises RecipeNotFound with the nearest name."""
     names = sorted(recipe.name for recipe in desk.node.list_recipes())
     if request.name not in names:
         guess = nearest(request.name, names)
-        raise RecipeUnknown(
+        raise RecipeNotFound(
             f"There is no recipe for an image '{request.name}'.",
             hint=(f"Did you mean '{guess}'? " if guess else "") + f"There are: {', '.join(names)}.",
         )
