@@ -122,7 +122,7 @@ def finishing_script(recipe: DiskRecipe) -> str:
         *recipe.commands,
         # Each machine makes its own; a copy of these would be a secret that everybody has.
         "rm -f /etc/ssh/ssh_host_*",
-        ": >/etc/machine-id",
+        "rm -f /etc/machine-id && : >/etc/machine-id",
         "rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed",
         "rm -rf /var/log/*.log /var/log/apt/* /var/cache/debconf/*-old",
         # Else systemd rebuilds ld.so.cache, hwdb and catalogues at the first boot, though they are fresh.
