@@ -138,7 +138,7 @@ class ImageStore:
     async def sweep(self) -> tuple[Path, ...]:
         """Remove what killed builds left; never a living build, never an image. The directories removed.
 
-        Programs of a build that was killed just now may still be dying and writing: the next sweep has the rest.
+        What a build's programs still write while they die is left for the next sweep.
         """
         if not (self.root / _BUILDS).is_dir():
             return ()
