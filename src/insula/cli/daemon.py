@@ -29,8 +29,13 @@ def _status(argv: list[str]) -> int:
 
 
 def _start(argv: list[str]) -> int:
-    options = Parser("daemon start", "Start the daemon unless it runs.").parse(argv)
-    _print(connect().daemon_start(), options.json)
+    parser = Parser("daemon start", "Start the daemon unless it runs.")
+    parser.flag(
+        "--recover-ledger",
+        help="set a damaged ledger aside and make a new one from the machines' directories",
+    )
+    options = parser.parse(argv)
+    _print(connect().daemon_start(recover_ledger=options.recover_ledger), options.json)
     return 0
 
 

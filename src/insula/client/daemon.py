@@ -26,6 +26,7 @@ from insula.kit.errors import error_from_problem
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from _socket import socket as Socket
+    from collections.abc import Sequence
     from subprocess import Popen
 
 START_TIMEOUT = 30.0  # seconds; a start takes under 1 s, on a swapping host many times that
@@ -36,10 +37,11 @@ LOG_LINES = 15  # of the log, shown when a start fails
 _started: list[Popen[bytes]] = []  # kept, so that Popen does not complain of a child that is meant to live on
 
 
-def start_daemon(home: str, timeout: float = START_TIMEOUT) -> Socket:
+def start_daemon(home: str, timeout: float = START_TIMEOUT, arguments: Sequence[str] = ()) -> Socket:
     """A connection to the home's daemon, which is started unless it listens meanwhile.
 
-    Raises HomeUnusable, DaemonNotStarted (with the last lines of the log) and what the daemon itself reports.
+    arguments: for the daemon, besides the home. Raises HomeUnusable, DaemonNotStarted (with the last lines of
+    the log) and what the daemon itself reports.
     """
     directory = daemon_directory(home)
     try:
@@ -53,7 +55,7 @@ def start_daemon(home: str, timeout: float = START_TIMEOUT) -> Socket:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for _ in range(ATTEMPTS):
-            channel = _try_connect(home) or _spawn(home, timeout) or _connect_to_rival(home)
+            channel = _try_connect(home) or _spawn(home, timeout, arguments) or _connect_to_rival(home)
             if channel is not None:
                 return channel
         raise DaemonUnreachable(
@@ -71,7 +73,7 @@ def _try_connect(home: str) -> Socket | None:
         return None
 
 
-def _spawn(home: str, timeout: float) -> Socket | None:
+def _spawn(home: str, timeout: float, arguments: Sequence[str]) -> Socket | None:
     """A connection to a daemon of our own; None when another one, starting or ending, has the home."""
     from insula.kit.run import spawn_detached  # imports asyncio: only a start pays for it
 
@@ -82,7 +84,7 @@ def _spawn(home: str, timeout: float) -> Socket | None:
     try:
         # -P: the directory somebody happens to stand in must not provide the daemon's modules.
         process = spawn_detached(
-            [sys.executable, "-P", "-m", "insula.daemon", "--home", home],
+            [sys.executable, "-P", "-m", "insula.daemon", "--home", home, *arguments],
             cwd=Path("/"),
             stdout=output,
             stderr=output,

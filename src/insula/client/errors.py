@@ -2,12 +2,13 @@
 
 Unavailable ── DaemonUnreachable (not running, or not ours to talk to), DaemonNotStarted, DaemonLost,
                DaemonSilent, HomeUnusable, GuestCommandFailed, GuestCommandTimeout
+Conflict ── LedgerInUse
 Bug ── DaemonGarbled
 """
 
 from __future__ import annotations
 
-from insula.kit.errors import Bug, Unavailable
+from insula.kit.errors import Bug, Conflict, Unavailable
 
 
 class DaemonUnreachable(Unavailable):
@@ -38,6 +39,12 @@ class DaemonSilent(Unavailable):
     """The daemon took a request and did not answer in time."""
 
     code = "daemon-silent"
+
+
+class LedgerInUse(Conflict):
+    """A daemon runs on the ledger that is to be recovered."""
+
+    code = "ledger-in-use"
 
 
 class DaemonGarbled(Bug):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from insula.client.errors import DaemonUnreachable
+from insula.client.errors import DaemonUnreachable, LedgerInUse
 from insula.client.events import watch_events
 from insula.client.machine import ExecResult, Machine
 from insula.client.operation import Operation
@@ -218,8 +218,18 @@ class Client:
             os.close(descriptor)
         return True
 
-    def daemon_start(self) -> DaemonInfo:
-        """Start the daemon unless it runs."""
+    def daemon_start(self, *, recover_ledger: bool = False) -> DaemonInfo:
+        """Start the daemon unless it runs. recover_ledger: set a damaged ledger aside and make a new one from
+        the machines' directories first; refused (LedgerInUse) while a daemon runs."""
+        if recover_ledger:
+            if self.daemon_status() is not None:
+                raise LedgerInUse(
+                    "The daemon runs, so its ledger is whole and in use; nothing was changed.",
+                    hint="If it must be made anew all the same: insula daemon stop, then try again.",
+                )
+            from insula.client.daemon import start_daemon
+
+            start_daemon(self.transport.home, arguments=["--recover-ledger"]).close()
         found: DaemonInfo = self.transport.call("GET", "/v1/daemon")
         return found
 

@@ -5,7 +5,7 @@ visible to readers and watchers only then. Each document carries the revision of
 
     RevisionConflict (conflict)     somebody else was faster: read again
     NameTaken        (conflict)     (kind, project, name) exists where names are unique
-    LedgerCorrupt    (unavailable)  refused and kept; `insulad --recover-ledger` makes a new one
+    LedgerCorrupt    (unavailable)  refused and kept; `insula daemon start --recover-ledger` makes a new one
     LedgerTooNew     (unavailable)  written by a later Insula
     LedgerFull       (unavailable)  no room on the disk; nothing was changed
 

@@ -53,7 +53,7 @@ class SqliteStore(MemoryStore):
             raise LedgerCorrupt(
                 f"The ledger '{self._path}' is damaged; it was left as it is.",
                 hint="Make a new one from the machines' own directories; the damaged file is kept beside it: "
-                "insulad --recover-ledger",
+                "insula daemon start --recover-ledger",
                 evidence={"ledger": str(self._path), "cause": str(error)[:1000]},
             ) from error
 
