@@ -39,7 +39,7 @@ def run_attached(
     options: Options,
     *,
     user: str | None = None,
-    agent_timeout: float,
+    agent_timeout: float | None,
     attached: bool = False,
 ) -> int:
     """Run a command in the machine with our stdin, stdout and stderr; its exit status.

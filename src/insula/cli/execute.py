@@ -5,7 +5,6 @@ from __future__ import annotations
 from insula.cli.attach import run_attached
 from insula.cli.interrupts import arm
 from insula.cli.parser import Parser, UsageError, duration, split_command
-from insula.client.machine import AGENT_TIMEOUT
 from insula.client.sdk import connect
 
 
@@ -27,8 +26,7 @@ def parser() -> Parser:
         "--agent-timeout",
         metavar="TIME",
         convert=duration,
-        default=AGENT_TIMEOUT,
-        help="how long the guest's agent may take to answer (default: 60s)",
+        help="how long the guest's agent may take to answer (default: 30s; 5m after a start)",
     )
     p.add_name()
     p.add_project()

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from insula.cli.parser import Options
 
-AGENT_TIMEOUT = 300.0  # seconds: a distribution boots before its agent answers, without KVM for minutes
-
 
 class UnreadableFile(Invalid):
     """A file named on the command line cannot be read, or is not what was asked for."""
@@ -57,8 +55,7 @@ def parser() -> Parser:
         "--agent-timeout",
         metavar="TIME",
         convert=duration,
-        default=AGENT_TIMEOUT,
-        help="how long the guest may take until its agent answers (default: 5m)",
+        help="how long the guest's agent may take to answer (default: 5m after the start)",
     )
     p.add_project()
     return p

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from insula.client.transport import Transport
     from insula.client.types import MachineInfo, OperationInfo, Phase
 
-AGENT_TIMEOUT = 60.0  # seconds a guest's agent gets to answer
 _KILL_GRACE = 2.0  # seconds between SIGTERM and hanging up on a command that ran too long
 _WAIT_SLICE = 300.0  # seconds of one waiting request
 
@@ -220,7 +219,7 @@ class Machine:
         tty: bool = False,
         rows: int = 24,
         columns: int = 80,
-        agent_timeout: float = AGENT_TIMEOUT,
+        agent_timeout: float | None = None,
         attached: bool = False,
     ) -> ExecSession:
         """Start a command in the guest and stay in touch with it. agent_timeout: seconds for the agent to
@@ -251,7 +250,7 @@ class Machine:
         user: str | None = None,
         check: bool = False,
         timeout: float | None = None,
-        agent_timeout: float = AGENT_TIMEOUT,
+        agent_timeout: float | None = None,
     ) -> ExecResult:
         """Run a command in the guest to its end.
 

@@ -182,7 +182,7 @@ def open_exec(
     tty: bool,
     rows: int,
     columns: int,
-    agent_timeout: float,
+    agent_timeout: float | None,
 ) -> ExecSession:
     """Ask for a command at the machine's `.../exec`; whether it could be started is heard by exchanging."""
     websocket = open_websocket(transport, path)

@@ -15,7 +15,10 @@ from insula.storage.recipe import Recipe
 
 @dataclass(frozen=True)
 class ExecRequest:
-    """A command for a machine's guest. environment: additions. timeout: seconds to wait for the agent."""
+    """A command for a machine's guest. environment: additions.
+
+    timeout: seconds to wait for the agent; None: as long as a guest that is still booting may need.
+    """
 
     argv: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
@@ -24,7 +27,7 @@ class ExecRequest:
     tty: bool = False
     rows: int = 24
     columns: int = 80
-    timeout: float = 60.0
+    timeout: float | None = None
 
 
 class NodePort(Protocol):

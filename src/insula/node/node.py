@@ -12,6 +12,7 @@ from insula.engine.agent.protocol import ExecSession
 from insula.engine.console import rotate_log
 from insula.engine.protocol import Console, EngineFacts, Instance
 from insula.kit.aio import Crew
+from insula.kit.clock import utc_now
 from insula.kit.errors import Conflict, InsulaError
 from insula.model.host import Finding, HostFacts
 from insula.model.image import Image
@@ -27,6 +28,8 @@ from insula.storage.recipe import Recipe, list_recipes
 
 log = logging.getLogger(__name__)
 
+BOOT_PATIENCE = 300.0  # seconds after its start that a guest may need until its agent answers
+PATIENCE = 30.0  # seconds for the agent of a guest that has long been up
 HOUSEKEEPING_INTERVAL = 60.0  # seconds between rounds over serial logs
 IMAGE_TARGET = "image:"
 
@@ -143,7 +146,8 @@ class Node:
 
     async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
         instance = await self._running(uid)
-        agent = await instance.agent(request.timeout)
+        timeout = request.timeout if request.timeout is not None else self._patience(uid)
+        agent = await instance.agent(timeout)
         return await agent.exec(
             request.argv,
             env=dict(request.environment) or None,
@@ -153,6 +157,12 @@ class Node:
             rows=request.rows,
             cols=request.columns,
         )
+
+    def _patience(self, uid: str) -> float:
+        """Seconds an agent gets to answer: what is left of BOOT_PATIENCE, and never less than PATIENCE."""
+        seen = self.rooms.store.get(Observation, uid)
+        running = (utc_now() - seen.document.since).total_seconds() if seen is not None else 0.0
+        return max(PATIENCE, BOOT_PATIENCE - running)
 
     async def open_console(self, uid: str) -> Console:
         return await self._instance(uid).console()

@@ -42,7 +42,7 @@ Size16 = Annotated[int, Field(ge=1, le=65535)]  # struct winsize has unsigned sh
 
 
 class ExecStart(Value):
-    """The first message. timeout: seconds to wait for the guest's agent."""
+    """The first message. timeout: seconds to wait for the guest's agent (None: the node decides)."""
 
     argv: Annotated[tuple[str, ...], Field(min_length=1)]
     environment: dict[str, str] = Field(default_factory=dict)
@@ -51,7 +51,7 @@ class ExecStart(Value):
     tty: bool = False
     rows: Size16 = 24
     columns: Size16 = 80
-    timeout: Annotated[Duration, Field(ge=0)] = 60.0
+    timeout: Annotated[Duration, Field(ge=0)] | None = None
 
 
 class StdinEof(Value):

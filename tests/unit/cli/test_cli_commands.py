@@ -232,7 +232,7 @@ def test_run_with_a_command(stub: Stub, insula: Command) -> None:
     assert (ran.status, ran.out) == (7, "to stdout input")
     assert ran.err == "to stderrMachine 'web' goes on running. Remove it: insula rm -f web\n"
     assert (heard[0]["argv"], heard[0]["environment"]) == (["sh", "-c", "exit 7"], {"A": "1"})
-    assert (heard[0]["working_directory"], heard[0]["timeout"], heard[1]) == ("/tmp", 300.0, b"input")
+    assert (heard[0]["working_directory"], heard[0]["timeout"], heard[1]) == ("/tmp", None, b"input")
 
 
 def test_run_rm_removes_after_success_and_after_failure(stub: Stub, insula: Command) -> None:

@@ -122,7 +122,7 @@ def test_exec(stub: Stub, client: Client) -> None:
         "tty": False,
         "rows": 24,
         "columns": 80,
-        "timeout": 60.0,
+        "timeout": None,
     }
     assert heard[1] == {"type": "stdin-eof"}
 

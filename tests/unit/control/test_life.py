@@ -161,6 +161,24 @@ async def test_exec_needs_a_running_machine_with_an_agent(host: FakeHost) -> Non
         await host.node.open_exec(machine.uid, ExecRequest(("true",), timeout=0.05))
 
 
+async def test_a_guest_that_is_still_booting_gets_more_patience(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert host.node is not None
+    host.world.script.agent = "silent"
+    await host.run()
+    uid = host.seen().uid
+    monkeypatch.setattr("insula.node.node.PATIENCE", 0.01)
+    monkeypatch.setattr("insula.node.node.BOOT_PATIENCE", 0.3)
+    with pytest.raises(AgentSilent) as caught:
+        await host.node.open_exec(uid, ExecRequest(("true",)))
+    assert caught.value.evidence["waited_seconds"] > 0.02
+    monkeypatch.setattr("insula.node.node.BOOT_PATIENCE", 0.0)
+    with pytest.raises(AgentSilent) as caught:
+        await host.node.open_exec(uid, ExecRequest(("true",)))
+    assert caught.value.evidence["waited_seconds"] == 0.01
+
+
 async def test_exec_streams(host: FakeHost) -> None:
     assert host.node is not None
     await host.run()
