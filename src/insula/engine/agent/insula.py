@@ -38,7 +38,8 @@ from insula.kit.errors import InsulaError, Invalid
 OUTPUT_WINDOW = 256 * 1024  # bytes of a command's output that may wait on the host
 ANSWER_TIMEOUT = 30.0  # seconds; a busy guest under TCG starts a program in one or two
 _MODES: dict[ShutdownMode, int] = {"poweroff": 0, "reboot": 1}
-_RESEND_FIRST, _RESEND_MOST = 0.5, 8.0  # seconds between SYNCs that were taken and not answered
+_RESEND_FIRST, _RESEND_MOST = 0.1, 8.0  # seconds between SYNCs that were taken and not answered
+_PLAIN_RESENDS = 2  # first without padding: one in 30 SYNCs right after another host's end is lost on its way
 
 
 class RefusedByGuest(Exception):
@@ -375,6 +376,7 @@ async def _synchronise(port: Port, buffer: bytearray) -> tuple[int, wire.Hello]:
     """
     nonce = secrets.randbits(64)
     pause = _RESEND_FIRST
+    resent = 0
     await port.send(wire.encode_sync(nonce))
     while True:
         try:
@@ -383,7 +385,9 @@ async def _synchronise(port: Port, buffer: bytearray) -> tuple[int, wire.Hello]:
         except TimeoutError:
             if port.all_taken():
                 nonce = secrets.randbits(64)
-                await port.send(bytes(wire.MAX_FRAME) + wire.encode_sync(nonce))
+                padding = bytes(wire.MAX_FRAME) if resent >= _PLAIN_RESENDS else b""
+                await port.send(padding + wire.encode_sync(nonce))
+                resent += 1
             pause = min(2 * pause, _RESEND_MOST)
             continue
         if not data:

@@ -953,12 +953,18 @@ static void open_channel(void) {
 }
 
 static void channel_hangup(int error) {
-    session_end();
-    in_len = out_len = 0;
     if (channel.device && error == 0) {
-        channel.no_host = true; /* the port stays; the host may come back */
+        if (channel.no_host)
+            return;
+        /* The port stays, and the host may be back already: the driver hands out what a new host sent before
+         * it says that there is one. So what was read is kept, and searched for the next SYNC. */
+        session_end();
+        out_len = 0;
+        channel.no_host = true;
         return;
     }
+    session_end();
+    in_len = out_len = 0;
     if (!channel.device && channel.listen_fd < 0)
         exit(0);
     channel.no_host = false;
@@ -975,9 +981,10 @@ static void read_channel(void) {
             channel_hangup(n == 0 ? 0 : errno);
             return;
         }
-        channel.no_host = false;
-        if (n < 0)
+        if (n < 0) {
+            channel.no_host = false;
             return;
+        }
         in_len += (size_t)n;
     }
 }
@@ -1049,10 +1056,12 @@ static void serve_channel(void) {
         epoll_wait(channel.edge_fd, &taken, 1, 0);
         read_channel();
     } else if (polls[1].revents & (POLLIN | POLLHUP | POLLERR)) {
-        if (in_len == IN_SIZE && (polls[1].revents & POLLHUP))
-            channel_hangup(0); /* nobody waits for what we could not parse yet */
-        else
+        if (in_len == IN_SIZE && (polls[1].revents & POLLHUP)) {
+            channel_hangup(0);
+            in_len = 0; /* nobody waits for what we could not parse yet */
+        } else {
             read_channel();
+        }
     }
 }
 
