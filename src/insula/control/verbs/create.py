@@ -13,6 +13,7 @@ from insula.model.image import Image
 from insula.model.machine import Machine, MachineSpec, Power, resolve
 from insula.model.operation import Operation
 from insula.planner.admission import admit
+from insula.storage.seed import check_cloud_init
 from insula.store.protocol import Delete, Put
 
 
@@ -23,7 +24,7 @@ class MachineNameTaken(Conflict):
 
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
-    """Raises BadDocument, BadName, MachineNameTaken, ImageNotFound, MemoryExceedsHost and resolve()'s errors.
+    """Raises BadDocument, BadName, MachineNameTaken, ImageNotFound, MemoryExceedsHost, BadCloudInit and resolve()'s errors.
 
     Where the image is not there but can be built, the operation waits (`awaiting`) and its machine is
     resolved and recorded by `resume_after_build` once the image is.
@@ -66,6 +67,8 @@ async def resolve_and_admit(
 ) -> Machine:
     """The document of a spec, checked against this host."""
     machine = resolve(spec, image, uid=uid, name=name, project=project, created=utc_now())
+    if machine.cloud_init is not None:
+        check_cloud_init(machine.cloud_init)
     admit(machine, await desk.node.host_facts())
     return machine
 
