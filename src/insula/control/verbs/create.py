@@ -24,7 +24,8 @@ class MachineNameTaken(Conflict):
 
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
-    """Raises BadDocument, BadName, MachineNameTaken, ImageNotFound, MemoryExceedsHost, BadCloudInit and resolve()'s errors.
+    """Raises BadDocument, BadName, MachineNameTaken, ImageNotFound, MemoryExceedsHost, BadCloudInit, and what
+    resolve() does.
 
     Where the image is not there but can be built, the operation waits (`awaiting`) and its machine is
     resolved and recorded by `resume_after_build` once the image is.
