@@ -60,6 +60,7 @@ class Actor(ABC):
         self._mailbox: asyncio.Queue[Any] = asyncio.Queue()
         self._current: _Current | None = None
         self._loop_task: asyncio.Task[None] | None = None
+        self._retiring = False
 
     @abstractmethod
     def judge(self, operation: Operation, busy: str | None) -> Verdict:
@@ -83,9 +84,13 @@ class Actor(ABC):
     def post(self, message: Any) -> None:
         self._mailbox.put_nowait(message)
 
-    @property
-    def is_idle(self) -> bool:
-        return self._current is None and self._mailbox.empty()
+    async def retire(self) -> None:
+        """Wait until nothing is left to do, then end: the target is gone for good."""
+        self._retiring = True
+        self.nudge()
+        if self._loop_task is not None:
+            await asyncio.wait([self._loop_task])
+        await self.close()
 
     async def close(self) -> None:
         """Stop at once, as the daemon ends: what is being performed stays recorded as it is."""
@@ -96,7 +101,7 @@ class Actor(ABC):
         await self.crew.close()
 
     async def _run(self) -> None:
-        while True:
+        while not (self._retiring and self._current is None and self._mailbox.empty()):
             message = await self._mailbox.get()
             try:
                 if isinstance(message, _Nudge):

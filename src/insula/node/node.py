@@ -107,11 +107,10 @@ class Node:
         actor.nudge()
 
     def release(self, uid: str) -> None:
-        """The target is gone: end its actor once it is idle."""
-        actor = self._actors.get(uid)
-        if actor is not None and actor.is_idle:
-            del self._actors[uid]
-            self._crew.start(actor.close(), f"end of actor {uid}")
+        """The target is gone for good: end its actor once it has nothing left to do."""
+        actor = self._actors.pop(uid, None)
+        if actor is not None:
+            self._crew.start(actor.retire(), f"end of actor {uid}")
 
     async def host_facts(self) -> HostFacts:
         facts = await self.rooms.engine.facts()

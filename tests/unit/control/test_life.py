@@ -104,6 +104,17 @@ async def test_an_ephemeral_machine_goes_with_its_end(host: FakeHost) -> None:
     assert list(host.home.machines.iterdir()) == []
 
 
+async def test_no_task_is_left_of_a_removed_machine(host: FakeHost) -> None:
+    await host.run()
+    uid = host.seen().uid
+    await host.do("rm", force=True)
+    ending = [task for task in asyncio.all_tasks() if uid in task.get_name()]
+    if ending:
+        _, left = await asyncio.wait(ending, timeout=5)
+        assert not left
+    assert not [task for task in asyncio.all_tasks() if uid in task.get_name()]
+
+
 async def test_a_disk_that_is_full_pauses_and_the_machine_goes_on(host: FakeHost) -> None:
     await host.run()
     host.world.machine("web").fail_io()
