@@ -75,7 +75,7 @@ def _try_connect(home: str) -> Socket | None:
 
 def _spawn(home: str, timeout: float, arguments: Sequence[str]) -> Socket | None:
     """A connection to a daemon of our own; None when another one, starting or ending, has the home."""
-    from insula.kit.run import spawn_detached  # imports asyncio: only a start pays for it
+    from insula.kit.run import spawn_detached  # imports subprocess: only a start pays for it
 
     log = daemon_log(home)
     begin = _size(log)

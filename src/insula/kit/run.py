@@ -9,7 +9,6 @@ us. A failure prints a command that can be pasted.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import shlex
@@ -19,8 +18,12 @@ import subprocess
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from insula.kit.errors import Unavailable
+
+if TYPE_CHECKING:
+    from asyncio.subprocess import Process
 
 STDERR_TAIL = 4000  # characters of stderr kept as evidence: enough for any tool's last words
 
@@ -109,6 +112,8 @@ async def run(
 
     Raises CommandMissing, CommandFailed (when check) and TimeoutError.
     """
+    import asyncio  # 0.07 s, which the command line need not pay to start the daemon
+
     process = await asyncio.create_subprocess_exec(
         *_guarded(argv),
         stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
@@ -137,6 +142,8 @@ async def stream(
 
     Raises CommandMissing, and CommandFailed with the last lines once it has ended badly.
     """
+    import asyncio
+
     process = await asyncio.create_subprocess_exec(
         *_guarded(argv),
         stdin=subprocess.DEVNULL,
@@ -162,7 +169,7 @@ async def stream(
         raise _failed(argv, cwd, status, "\n".join(tail).encode())
 
 
-async def _end_group(process: asyncio.subprocess.Process) -> None:
+async def _end_group(process: Process) -> None:
     """Kill a command that we started, and what it started, and wait for it."""
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
