@@ -184,13 +184,11 @@ def test_a_crash_while_no_daemon_ran_is_found_with_its_exit_status(insula: RealS
 
 def test_run_rm_leaves_nothing_even_when_it_is_killed(insula: RealShell) -> None:
     before = {machine["name"] for machine in insula.data("ls", "--all")}
-    running = insula.popen("run", "--rm", "micro", "--", "sleep", "1000", stdin=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while {machine["name"] for machine in insula.data("ls")} == before:
-        assert time.monotonic() < deadline
-    time.sleep(1)  # somewhere on its way: booting, or in the command
-    running.kill()
-    running.wait(10)
+    words = ["run", "--rm", "micro", "--", "sh", "-c", "echo started; sleep 1000"]
+    with insula.popen(*words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"started\n"
+        running.kill()
     deadline = time.monotonic() + 60
     while {machine["name"] for machine in insula.data("ls", "--all")} != before:
         assert time.monotonic() < deadline, insula.data("ls", "--all")
