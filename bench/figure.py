@@ -12,7 +12,11 @@ BoundKind = Literal["times", "more", "most"]
 
 @dataclass(frozen=True)
 class Bound:
-    """A promise about medians: at most limit times the peer, limit more than the peer, or limit."""
+    """A promise: at most limit times the peer, limit more than the peer, or limit.
+
+    Judged by the median over pairs of samples taken one right after the other: the host's speed drifts more
+    within a run than what is measured, and a pair drifts together.
+    """
 
     kind: BoundKind
     limit: float
@@ -31,15 +35,16 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        return median(self.ours) / median(self.peer) if self.peer else None
+        return median(a / b for a, b in zip(self.ours, self.peer, strict=True)) if self.peer else None
 
     def value(self, bound: Bound) -> float:
         """What the bound limits."""
-        ours = median(self.ours)
         if bound.kind == "most":
-            return ours
-        peer = median(self.peer)
-        return ours / peer if bound.kind == "times" else ours - peer
+            return median(self.ours)
+        pairs = list(zip(self.ours, self.peer, strict=True))
+        if bound.kind == "times":
+            return median(ours / peer for ours, peer in pairs)
+        return median(ours - peer for ours, peer in pairs)
 
     def is_reached(self, bound: Bound) -> bool:
         return self.value(bound) <= bound.limit
@@ -65,10 +70,19 @@ class Figure:
 def in_turn(
     runs: int, ours: Callable[[], float], peer: Callable[[], float]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Samples of both, A B A B, after one of each that does not count (caches)."""
+    """Samples of both in pairs, A B B A A B ..., after one of each that does not count (caches).
+
+    The order turns with each pair, so that what the first leaves behind burdens both alike.
+    """
     ours()
     peer()
-    pairs = [(ours(), peer()) for _ in range(runs)]
+    pairs: list[tuple[float, float]] = []
+    for number in range(runs):
+        if number % 2 == 0:
+            a, b = ours(), peer()
+        else:
+            b, a = peer(), ours()
+        pairs.append((a, b))
     return tuple(a for a, _ in pairs), tuple(b for _, b in pairs)
 
 

@@ -8,11 +8,13 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from insula.control.control import Control
-from insula.server import console, daemon, events, exec, host, images, machines, operations, verbs
+from insula.server import daemon, events, host, images, machines, operations, verbs
 from insula.server.desk import Desk
 from insula.server.gate import Gate
+from insula.server.handlers import install_handlers
 from insula.server.info import DaemonInfo
-from insula.server.problems import Problem, install_handlers
+from insula.server.problems import Problem
+from insula.server.sockets import ROUTES
 
 _DESCRIPTION = """\
 Machines, images, operations and events of one Insula host.
@@ -61,6 +63,7 @@ def create_app(control: Control, info: DaemonInfo) -> FastAPI:
     app.state.desk = Desk(control, info)
     app.add_middleware(Gate, daemon=info)
     install_handlers(app)
-    for room in (machines, verbs, operations, images, events, host, daemon, console, exec):
+    for room in (machines, verbs, operations, images, events, host, daemon):
         app.include_router(room.router)
+    app.router.routes.extend(ROUTES)
     return app

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from insula.engine.protocol import Console
@@ -12,12 +11,10 @@ from insula.server.desk import desk_of
 from insula.server.problems import as_insula_error
 from insula.server.race import first_of
 
-router = APIRouter()
 
-
-@router.websocket("/v1/projects/{project}/machines/{name}/console")
-async def attach_console(websocket: WebSocket, project: str, name: str) -> None:
+async def attach_console(websocket: WebSocket) -> None:
     """Closes with 1000 when the machine ends; an error is a last text message and 1011."""
+    project, name = websocket.path_params["project"], websocket.path_params["name"]
     desk = desk_of(websocket)
     await websocket.accept()
     try:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from starlette.requests import HTTPConnection
+from typing import TYPE_CHECKING
 
 from insula.control.control import Control
 from insula.server.info import DaemonInfo
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ import json
 import logging
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from pydantic import Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
@@ -33,7 +32,6 @@ from insula.server.desk import Desk, desk_of
 from insula.server.problems import as_insula_error
 from insula.server.race import first_of
 
-router = APIRouter()
 log = logging.getLogger(__name__)
 
 STDIN, STDOUT, STDERR = 0, 1, 2
@@ -74,9 +72,11 @@ _ORDER: TypeAdapter[Order] = TypeAdapter(Annotated[Order, Field(discriminator="t
 _START = TypeAdapter(ExecStart)
 
 
-@router.websocket("/v1/projects/{project}/machines/{name}/exec")
-async def exec_command(websocket: WebSocket, project: str, name: str, attached: bool = False) -> None:
-    """attached: an ephemeral machine is removed when the client goes away before the command has ended."""
+async def exec_command(websocket: WebSocket) -> None:
+    """attached=true in the query: an ephemeral machine is removed when the client goes away before the
+    command has ended."""
+    project, name = websocket.path_params["project"], websocket.path_params["name"]
+    attached = websocket.query_params.get("attached", "") in ("true", "1")
     desk = desk_of(websocket)
     await websocket.accept()
     state: MachineState | None = None

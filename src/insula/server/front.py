@@ -1,9 +1,11 @@
 """In front of the application: what commands ask first is answered before the application is even loaded.
 
     request ── hot, and all is well ──> answered here
+        ├───── websocket ─────────────> `sockets`, loaded first
         └───── anything else ─────────> the application, once it is loaded
 
-Loading the web framework is half of the daemon's start, and `insula ls` after a crash must not wait for it.
+Loading the web framework is half of the daemon's start. Neither `insula ls` nor `insula exec` after a crash
+need wait for it.
 What is answered here is exactly what the application's own route would answer; whatever is not plain (another
 version, an error, a query) goes there.
 """
@@ -19,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from insula.control.control import Control
 from insula.kit.aio import cancel_and_wait
+from insula.server.desk import Desk
 from insula.server.info import VERSION_HEADER, DaemonInfo
 from insula.server.views import VersionView, render, render_array, view_daemon, view_machine
 
@@ -32,6 +35,8 @@ async def load_app(control: Control, daemon: DaemonInfo, accepting: asyncio.Even
     """The application, loaded in a thread once connections are accepted; the daemon ends if that fails."""
 
     def load() -> ASGIApp:
+        import insula.server.sockets  # noqa: F401 - first what somebody may be waiting for
+
         _import_openapi_models()
         from insula.server.app import create_app
 
@@ -66,6 +71,7 @@ class Front:
     def __init__(self, control: Control, daemon: DaemonInfo, app: Coroutine[Any, Any, ASGIApp]) -> None:
         self._control = control
         self._daemon = daemon
+        self._sockets: ASGIApp | None = None
         self.app = asyncio.get_running_loop().create_task(app, name="loading the application")
         self._hot: dict[str, Callable[[], Awaitable[bytes]]] = {
             "/v1/version": self._version,
@@ -77,13 +83,21 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await self._answer(scope) if scope["type"] == "http" else None
         if body is None:
-            # Shielded: the request may be cancelled, the loading is everybody's.
-            app = await asyncio.shield(self.app)
+            app = await self._application(scope["type"])
             await app(scope, receive, send)
             return
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _application(self, kind: str) -> ASGIApp:
+        if kind == "websocket":
+            from insula.server.sockets import create_sockets
+
+            self._sockets = self._sockets or create_sockets(Desk(self._control, self._daemon))
+            return self._sockets
+        # Shielded: the request may be cancelled, the loading is everybody's.
+        return await asyncio.shield(self.app)
 
     async def close(self) -> None:
         """End the loading, if it still goes on."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from websockets.asyncio.client import unix_connect
 
 from insula.server.front import Front
 from insula.server.info import DaemonInfo
@@ -76,3 +78,16 @@ async def test_what_is_not_plain_is_the_applications(
     assert (await early.post("/v1/machines")).status_code == 405
     control.failure = ZeroDivisionError()
     assert (await early.get("/v1/machines")).json()["code"] == "bug"
+
+
+async def test_websockets_do_not_wait_for_the_application(
+    loading: Loading, control: FakeControl, daemon: DaemonInfo
+) -> None:
+    fake: Any = control
+    front = Front(fake, daemon, loading.load())
+    async with serve(front, daemon) as served:
+        url = "ws://insula/v1/projects/default/machines/nope/exec"
+        async with unix_connect(served.path, url) as websocket:
+            said = json.loads(await websocket.recv())
+    assert said["problem"]["code"] == "machine-not-found"
+    await front.close()
