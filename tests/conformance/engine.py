@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +19,10 @@ import pytest
 from insula.engine.agent.protocol import AgentSilent
 from insula.engine.errors import (
     ConsoleBusy,
+    DiskFileInUse,
+    DiskNotReleased,
     EngineLost,
+    EngineRefused,
     LaunchFailed,
     MachineDirectoryBusy,
     NoAgent,
@@ -38,9 +43,23 @@ from insula.engine.protocol import (
 from insula.kit.clock import boot_id, monotonic
 from insula.kit.paths import COMMAND, EXIT_STATUS, LAUNCH_PLAN, PID_FILE, QEMU_STDERR, RUN_LOCK, SERIAL_LOG
 from insula.model.device.agent import AgentPort
+from insula.model.device.disk import Bus, Disk, VolumeRef, volume_disk
 from insula.model.device.serial import Serial
 from insula.model.image import ImageRef
 from insula.model.machine import Machine
+
+# The header of an empty qcow2 file of 1 MiB (docs/interop/qcow2.txt): version 2, L1 table at 0x30000, refcount
+# table at 0x10000, and the clusters of 64 KiB that these are.
+_CLUSTER = 2**16
+_QCOW2 = b"".join(
+    part.ljust(_CLUSTER, b"\0")
+    for part in (
+        struct.pack(">4sIQIIQIIQQIIQ", b"QFI\xfb", 2, 0, 0, 16, 2**20, 0, 1, 0x30000, 0x10000, 1, 0, 0),
+        struct.pack(">Q", 0x20000),
+        struct.pack(">4H", 1, 1, 1, 1),
+        b"",
+    )
+)
 
 PATIENCE = 10.0  # seconds after which a wait has failed
 
@@ -97,6 +116,14 @@ async def next_transition(events: AsyncIterator[EngineEvent]) -> EngineEvent:
 async def next_event(events: AsyncIterator[EngineEvent]) -> EngineEvent:
     async with asyncio.timeout(PATIENCE):
         return await anext(events)
+
+
+def volume(bench: Bench, name: str = "data", *, read_only: bool = False, bus: Bus = "scsi") -> Disk:
+    """An empty volume of 1 MiB, beside the machine's directory, as a disk."""
+    path = bench.directory.parent / f"{name}.qcow2"
+    if not path.exists():
+        path.write_bytes(_QCOW2)
+    return volume_disk(VolumeRef(uid=f"{name:0<16}", name=name), str(path), read_only=read_only, bus=bus)
 
 
 class EngineConformance:
@@ -359,3 +386,86 @@ class EngineConformance:
                 pass
         with pytest.raises(EngineLost):
             await again.write(b"x" * 2**22)
+
+    # Disks
+
+    @pytest.mark.parametrize("bus", ["scsi", "virtio"])
+    async def test_a_disk_is_attached_once_however_often_it_is_said(self, bench: Bench, bus: Bus) -> None:
+        instance = await launched(bench)
+        disk = volume(bench, bus=bus)
+        await instance.disks.attach(disk)
+        await instance.disks.attach(disk)
+        await instance.disks.grow(disk, 2**21)
+        await instance.disks.grow(disk, 2**21)
+
+    async def test_a_disk_is_detached_and_another_takes_its_place(self, bench: Bench) -> None:
+        instance = await launched(bench)
+        await instance.disks.attach(volume(bench, read_only=True))
+        await instance.disks.detach(volume(bench, read_only=True), PATIENCE)
+        await instance.disks.detach(volume(bench), PATIENCE)
+        await instance.disks.attach(volume(bench))
+        await instance.disks.attach(volume(bench, "other"))
+
+    async def test_a_machine_is_launched_with_its_disks(self, bench: Bench) -> None:
+        disk = volume(bench)
+        instance = await launched(bench, devices=(disk,))
+        await instance.disks.attach(disk)
+        await instance.disks.grow(disk, 2**21)
+        await instance.disks.detach(disk, PATIENCE)
+        with pytest.raises(EngineRefused):
+            await instance.disks.grow(disk, 2**22)
+
+    async def test_a_disk_whose_file_is_not_there_is_refused_and_leaves_nothing(self, bench: Bench) -> None:
+        instance = await launched(bench)
+        disk = volume(bench)
+        Path(disk.file).rename(f"{disk.file}.away")
+        with pytest.raises(EngineRefused):
+            await instance.disks.attach(disk)
+        Path(f"{disk.file}.away").rename(disk.file)
+        await instance.disks.attach(disk)
+
+    async def test_a_disk_is_written_by_one_and_read_by_many(self, bench: Bench) -> None:
+        first = await launched(bench)
+        plan = replace(
+            await planned(bench, name="second", uid="f" * 16), directory=bench.directory / "second"
+        )
+        second = await bench.engine.launch(plan)
+        try:
+            await first.disks.attach(volume(bench))
+            for read_only in (False, True):
+                with pytest.raises(DiskFileInUse):
+                    await second.disks.attach(volume(bench, read_only=read_only))
+            await first.disks.attach(volume(bench, "shared", read_only=True))
+            await second.disks.attach(volume(bench, "shared", read_only=True))
+        finally:
+            await second.kill()
+
+    async def test_a_guest_that_does_not_let_go_keeps_its_disk(self, bench: Bench) -> None:
+        """A machine without a guest hears no request to let go of a device that needs its help."""
+        instance = await launched(bench, name="deaf")
+        disk = volume(bench, bus="virtio")
+        await instance.disks.attach(disk)
+        for _ in range(2):
+            with pytest.raises(DiskNotReleased) as caught:
+                await instance.disks.detach(disk, 0.05)
+        assert "'deaf'" in caught.value.message
+        await instance.disks.grow(disk, 2**21)
+
+    async def test_the_disks_of_an_adopted_machine_are_known(self, bench: Bench) -> None:
+        first = await launched(bench)
+        await first.disks.attach(volume(bench))
+        await first.detach()
+        second = await bench.new_daemon().adopt(bench.directory)
+        assert second is not None
+        await second.disks.attach(volume(bench))
+        await second.disks.grow(volume(bench), 2**21)
+        await second.disks.detach(volume(bench), PATIENCE)
+
+    async def test_disks_of_a_machine_that_has_ended_are_lost(self, bench: Bench) -> None:
+        instance = await launched(bench)
+        disk = volume(bench)
+        await instance.kill()
+        with pytest.raises(EngineLost):
+            await instance.disks.attach(disk)
+        with pytest.raises(EngineLost):
+            await instance.disks.detach(disk, PATIENCE)

@@ -11,8 +11,9 @@ from insula.control.conclusion import Concluder
 from insula.control.desk import Desk, MachineNotFound
 from insula.control.port import NodePort
 from insula.control.repair import Repair
-from insula.control.request import MachineState, VerbRequest
+from insula.control.request import MachineState, VerbRequest, VolumeState
 from insula.control.verbs import find_verb
+from insula.control.volumes import attachments, find_volume
 from insula.control.waiting_creates import WaitingCreates
 from insula.kit.aio import Crew
 from insula.kit.clock import utc_now
@@ -21,6 +22,7 @@ from insula.model.event import Event
 from insula.model.machine import Machine
 from insula.model.observation import Phase
 from insula.model.operation import Operation, OperationState
+from insula.model.volume import Volume
 from insula.store.protocol import NameTaken, Put, RevisionConflict, Store
 
 log = logging.getLogger(__name__)
@@ -153,6 +155,20 @@ class Control:
     def _phase(self, machine: Machine) -> Phase:
         return self._desk.state(self._present(machine)).observation.phase
 
+    # -- volumes
+
+    async def find_volume(self, project: str, name: str) -> VolumeState:
+        """Raises VolumeNotFound with the nearest name."""
+        return self._volume_state(find_volume(self._desk, project, name).document)
+
+    async def list_volumes(self, project: str | None) -> list[VolumeState]:
+        volumes = (stored.document for stored in self.store.all(Volume))
+        return [self._volume_state(volume) for volume in volumes if project in (None, volume.project)]
+
+    def _volume_state(self, volume: Volume) -> VolumeState:
+        users = attachments(self._desk, volume.uid)
+        return VolumeState(volume, tuple((user.machine.name, user.disk.read_only) for user in users))
+
     # -- events
 
     async def watch_events(self, after: int | None, *, follow: bool) -> AsyncIterator[Event]:
@@ -174,4 +190,4 @@ class Control:
         await self.store.commit([], [Event(at=utc_now(), kind=kind, data=dict(data))])
 
 
-__all__ = ["Control", "MachineState", "OperationFinished", "OperationNotFound", "VerbRequest"]
+__all__ = ["Control", "MachineState", "OperationFinished", "OperationNotFound", "VerbRequest", "VolumeState"]

@@ -6,15 +6,16 @@ from datetime import datetime
 
 from insula.kit.clock import utc_now
 from insula.kit.errors import InsulaError
-from insula.kit.paths import MACHINE_DOCUMENT, Home
+from insula.kit.paths import MACHINE_DOCUMENT, VOLUME_DOCUMENT, Home
 from insula.model.base import Document
 from insula.model.machine import Machine, Power
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
+from insula.model.volume import Volume
 from insula.store.protocol import Change, Put
 from insula.store.sqlite import open_ledger, set_aside
 
-KINDS: tuple[type[Document], ...] = (Machine, Observation, Operation)
+KINDS: tuple[type[Document], ...] = (Machine, Observation, Operation, Volume)
 
 
 async def recover_ledger(home: Home, now: datetime | None = None) -> list[str]:
@@ -37,6 +38,15 @@ async def recover_ledger(home: Home, now: datetime | None = None) -> list[str]:
                 machine = Machine.model_validate_json((directory / MACHINE_DOCUMENT).read_bytes())
                 await store.commit(_recovered(machine, now))
                 told.append(f"Machine '{machine.name}' was recovered.")
+            except (OSError, ValueError, InsulaError) as error:
+                told.append(f"'{directory}' was left alone, its document cannot be used: {error}")
+        for directory in sorted(home.volumes.glob("*/")):
+            if directory.name.startswith("."):
+                continue
+            try:
+                volume = Volume.model_validate_json((directory / VOLUME_DOCUMENT).read_bytes())
+                await store.commit([Put(volume, expect=0)])
+                told.append(f"Volume '{volume.name}' was recovered.")
             except (OSError, ValueError, InsulaError) as error:
                 told.append(f"'{directory}' was left alone, its document cannot be used: {error}")
     finally:

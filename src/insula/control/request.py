@@ -7,16 +7,19 @@ from typing import Any
 
 from insula.model.machine import Machine
 from insula.model.observation import Observation
+from insula.model.volume import Volume
 
 
 @dataclass(frozen=True)
 class VerbRequest:
     """Somebody asks for a verb.
 
-    verb: create start stop restart reset pause resume kill rm rename (machines), image-build image-rm.
-    name: of the machine ('' lets create choose one) or image. parameters: the verb's own, checked by it:
+    verb: create start stop restart reset pause resume kill rm rename attach detach (machines), image-build
+    image-rm, volume-create volume-clone volume-resize volume-rm. name: of the machine ('' lets create choose
+    one), image or volume. parameters: the verb's own, checked by it:
     create {spec: MachineSpec as JSON, start: bool}; stop and restart {timeout: seconds, force: bool};
-    rm {force: bool}; rename {name: str}. if_generation: refuse (StaleGeneration, HTTP 412) unless current.
+    rm {force: bool}; rename {name: str}; attach {volume, read_only, bus}; detach {volume}; volume-create and
+    volume-resize {size}; volume-clone {name}. if_generation: refuse (StaleGeneration, HTTP 412) unless current.
     """
 
     verb: str
@@ -32,3 +35,11 @@ class MachineState:
 
     document: Machine
     observation: Observation
+
+
+@dataclass(frozen=True)
+class VolumeState:
+    """A volume and the machines that have it: (name, read only)."""
+
+    document: Volume
+    attached_to: tuple[tuple[str, bool], ...]

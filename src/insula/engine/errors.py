@@ -1,7 +1,7 @@
 """The engine's errors.
 
 Unavailable ── EngineMissing, AcceleratorUnavailable, LaunchFailed, EngineLost
-Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused
+Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused, DiskFileInUse, DiskNotReleased
 Invalid ── NoAgent, NoConsole, UnsupportedDevice
 """
 
@@ -50,6 +50,18 @@ class EngineRefused(Conflict):
     """The monitor understood the request and said no; evidence: request, answer."""
 
     code = "engine-refused"
+
+
+class DiskFileInUse(Conflict):
+    """Another process has the disk's file open in a way that excludes this one."""
+
+    code = "disk-file-in-use"
+
+
+class DiskNotReleased(Conflict):
+    """The guest did not let go of a disk; it still has it."""
+
+    code = "disk-not-released"
 
 
 class NoAgent(Invalid):

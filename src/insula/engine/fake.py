@@ -18,12 +18,14 @@ from insula.engine import console, evidence, process
 from insula.engine.agent.protocol import Agent, silent
 from insula.engine.errors import (
     ConsoleBusy,
+    DiskFileInUse,
     EngineLost,
     LaunchFailed,
     MachineDirectoryBusy,
     NoAgent,
     NoConsole,
 )
+from insula.engine.fakedisks import FakeDisks, OpenDisk
 from insula.engine.fakeguest import FakeAgent
 from insula.engine.plan import choose_accelerator, plan_to_json, render
 from insula.engine.protocol import (
@@ -57,12 +59,13 @@ class Script:
     """How the guests of a machine behave. May be changed at any time.
 
     agent: opens its port when the vCPUs run; when the test calls `open_agent`; opens it and never answers.
-    obeys_power_off: ends when agent or power button ask it to. launch_error: what the monitor says instead of
-    starting. boot_text: printed on the serial port at each boot.
+    obeys_power_off: ends when agent or power button ask it to. releases_disks: lets go of one that is
+    detached. launch_error: what the monitor says instead of starting. boot_text: printed on the serial port at each boot.
     """
 
     agent: Literal["at-once", "when-told", "silent"] = "at-once"
     obeys_power_off: bool = True
+    releases_disks: bool = True
     launch_error: str = ""
     boot_text: str = "Fake guest booted\r\n"
 
@@ -87,6 +90,10 @@ class World:
 
     def script_of(self, name: str) -> Script:
         return self.scripts.get(name, self.script)
+
+    def open_disks(self) -> list[OpenDisk]:
+        """What all machines have open."""
+        return [disk for machine in self.machines.values() for disk in machine.disks.open.values()]
 
     def machine(self, name: str) -> FakeMachine:
         """The machine of this name that was launched last. Raises KeyError."""
@@ -116,6 +123,11 @@ class FakeMachine:
         self._killed = False
         self._shutdown: dict[str, object] | None = None
         self._booted = False
+        self.disks = FakeDisks(plan, world.open_disks, lambda: self.script.releases_disks, self._check_living)
+
+    def _check_living(self) -> None:
+        if self.exit.value is not None:
+            raise EngineLost(f"The monitor of machine '{self.plan.name}' ended before it answered.")
 
     @property
     def script(self) -> Script:
@@ -261,6 +273,7 @@ class FakeInstance:
         self.plan = machine.plan
         self.identity = machine.identity
         self.queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
+        self.disks = machine.disks
         self._machine = machine
         machine.instance = self
 
@@ -369,7 +382,12 @@ class FakeEngine:
         write(directory / LAUNCH_PLAN, plan_to_json(plan))
         write(directory / COMMAND, render_command(plan.argv, directory) + "\n")
         (directory / EXIT_STATUS).unlink(missing_ok=True)
-        error = self.world.script_of(plan.name).launch_error
+        machine = FakeMachine(self.world, plan)
+        error = machine.script.launch_error
+        try:
+            machine.disks.open_launched()
+        except DiskFileInUse as refused:
+            error = f"{refused.message}\n"
         (directory / QEMU_STDERR).write_text(error)
         if error:
             found = evidence.collect(directory, 1)
@@ -377,7 +395,6 @@ class FakeEngine:
             raise LaunchFailed(
                 f"Machine '{plan.name}' could not be launched: QEMU ended with status 1.", evidence=told
             )
-        machine = FakeMachine(self.world, plan)
         identity = machine.identity
         write(directory / PID_FILE, f"{identity.pid} {identity.start_time} {identity.boot_id}\n")
         if plan.has_console:

@@ -12,6 +12,7 @@ from typing import Any
 from insula.engine import evidence
 from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
 from insula.engine.console import SerialConsole
+from insula.engine.disks import QemuDisks, disk_of_node
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
 from insula.engine.process import Process
 from insula.engine.protocol import (
@@ -83,6 +84,7 @@ class QemuInstance:
         self._agent_lock = asyncio.Lock()
         self._console: SerialConsole | None = None
         self._console_taken = False
+        self.disks = QemuDisks(plan, self._execute)
         self._crew = Crew(self._failed)
         self._pump = self._crew.start(self._pump_events(), f"events of {plan.name}")
         self._watcher = self._crew.start(self._watch_exit(), f"exit of {plan.name}")
@@ -155,7 +157,8 @@ class QemuInstance:
                 self._tell(await self._why_paused())
             case "BLOCK_IO_ERROR":
                 full = "is full" if data.get("nospace") else f"fails ({data.get('reason', 'unknown')})"
-                self._io_error = f"The host's storage under disk '{data.get('device') or '?'}' {full}."
+                named = data.get("device") or disk_of_node(str(data.get("node-name", "?")))
+                self._io_error = f"The host's storage under disk '{named}' {full}."
             case "RESET":
                 await self._was_reset(by_guest=bool(data.get("guest")))
             case "SHUTDOWN":
@@ -163,6 +166,8 @@ class QemuInstance:
                 self._tell(ShuttingDown(by_guest=bool(data.get("guest"))))
             case "GUEST_PANICKED":
                 self._tell(GuestPanicked())
+            case "DEVICE_DELETED" if "device" in data:
+                self.disks.hear_released(str(data["device"]))
             case "VSERPORT_CHANGE":
                 await self._port_changed(bool(data["open"]))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from insula.engine.device import Surroundings, escape, option, render_device
+from insula.engine.device.disk import launch_controllers
 from insula.engine.errors import AcceleratorUnavailable, UnsupportedDevice
 from insula.engine.protocol import BootFiles, EngineFacts, LaunchPlan
 from insula.kit.paths import QMP_SOCKET
@@ -71,6 +72,7 @@ def render(
         _boot(files),
         ("-chardev", option("socket", id="qmp", path=QMP_SOCKET, server="on", wait="off")),
         ("-mon", "chardev=qmp,mode=control"),
+        launch_controllers(machine.devices),
         *(render_device(device, surroundings) for device in machine.devices),
     ]
     return LaunchPlan(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from insula.engine.agent.protocol import Agent
+from insula.model.device.disk import Disk
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact, ExitEvidence, ProcessIdentity
 
@@ -126,11 +127,33 @@ class Console(Protocol):
     async def close(self) -> None: ...
 
 
+class Disks(Protocol):
+    """The disks of a live machine. Each request may be repeated: what is so already is left as it is.
+
+    disk: of the machine's document, its `file` an absolute path or one in the machine's directory.
+    """
+
+    async def attach(self, disk: Disk) -> None:
+        """Show the guest a disk. Raises DiskFileInUse, UnsupportedDevice, EngineRefused; nothing is left then."""
+
+    async def detach(self, disk: Disk, timeout: float) -> None:
+        """Ask the guest to let go of a disk, and close its file. timeout: seconds.
+
+        Raises DiskNotReleased when it has not by then: it still has the disk, though it may let go later.
+        """
+
+    async def grow(self, disk: Disk, size_bytes: int) -> None:
+        """Show the guest a larger disk; never a smaller one. Raises EngineRefused."""
+
+
 class Instance(Protocol):
     """A live machine. Every method may raise EngineLost when the process ends meanwhile."""
 
     identity: ProcessIdentity
     plan: LaunchPlan
+
+    @property
+    def disks(self) -> Disks: ...
 
     def events(self) -> AsyncIterator[EngineEvent]:
         """Every event since the launch or adoption, in order, for one reader; ends after `Exited`."""

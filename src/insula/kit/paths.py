@@ -5,6 +5,7 @@ HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_D
   host.json                  what was probed about this host, cached per boot
   images/NAME/               images (elsewhere with $INSULA_IMAGES)
   machines/UID/              a machine: disks and run directory in one
+  volumes/UID/               a volume: its disk and a copy of its document
   daemon/                    socket, lock, log of insulad
 """
 
@@ -28,6 +29,10 @@ SERIAL_SOCKET = "serial.sock"
 SERIAL_LOG = "serial.log"
 QEMU_STDERR = "qemu.stderr"
 SEED_ISO = "seed.iso"
+
+# The files of a volume's directory.
+VOLUME_DOCUMENT = "volume.json"  # copy of the document, for recovery of a lost ledger
+VOLUME_DISK = "disk.qcow2"
 
 DAEMON_SOCKET = "insula.sock"
 DAEMON_LOCK = "insulad.lock"
@@ -72,6 +77,10 @@ class Home:
         return self.root / "machines"
 
     @property
+    def volumes(self) -> Path:
+        return self.root / "volumes"
+
+    @property
     def daemon(self) -> Path:
         return self.root / "daemon"
 
@@ -82,6 +91,10 @@ class Home:
     def machine(self, uid: str) -> Path:
         """The directory of one machine."""
         return self.machines / uid
+
+    def volume(self, uid: str) -> Path:
+        """The directory of one volume."""
+        return self.volumes / uid
 
 
 def write_atomically(path: Path, data: str | bytes, mode: int = 0o600) -> None:

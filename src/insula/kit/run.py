@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from insula.kit.errors import Unavailable
 
 if TYPE_CHECKING:
+    from asyncio import StreamReader
     from asyncio.subprocess import Process
 
 STDERR_TAIL = 4000  # characters of stderr kept as evidence: enough for any tool's last words
@@ -136,10 +137,15 @@ async def run(
 
 
 async def stream(
-    argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    separator: bytes = b"\n",
 ) -> AsyncIterator[str]:
     """Run a command and yield what it prints (stdout and stderr together) line by line as it comes.
 
+    separator: what ends a line; b"\\r" for programs that draw their progress over and over on one line.
     Raises CommandMissing, and CommandFailed with the last lines once it has ended badly.
     """
     import asyncio
@@ -157,8 +163,8 @@ async def stream(
     assert process.stdout is not None
     tail: list[str] = []
     try:
-        async for raw in process.stdout:
-            line = raw.decode(errors="replace").rstrip("\n")
+        while raw := await _read_line(process.stdout, separator):
+            line = raw.decode(errors="replace").rstrip("\r\n")
             tail = [*tail[-40:], line]
             yield line
         status = await process.wait()
@@ -167,6 +173,16 @@ async def stream(
         raise
     if status != 0:
         raise _failed(argv, cwd, status, "\n".join(tail).encode())
+
+
+async def _read_line(stream: StreamReader, separator: bytes) -> bytes:
+    """The next line with what ends it; the rest at the end of the stream, b"" after that."""
+    import asyncio
+
+    try:
+        return await stream.readuntil(separator)
+    except asyncio.IncompleteReadError as end:
+        return end.partial
 
 
 async def _end_group(process: Process) -> None:

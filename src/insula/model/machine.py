@@ -22,6 +22,7 @@ from insula.model.device.nic import NetworkMode, Nic, PublishText
 from insula.model.device.rng import Rng
 from insula.model.device.serial import Serial
 from insula.model.image import BootMode, Image, ImageRef
+from insula.model.volume import VolumeMountText
 
 LOWEST_MEMORY = 32 * 2**20  # below this no kernel we know gets as far as a message
 MAXIMUM_CPUS = 255  # QEMU's limit for the pc machine types without x2APIC
@@ -65,7 +66,7 @@ class TooLittleMemory(Invalid):
 class MachineSpec(Value):
     """A machine as a user writes it; everything but the image may be left out.
 
-    memory: bytes, or text such as '1GiB'. ephemeral: removed by itself once it has ended.
+    memory: bytes, or text such as '1GiB'. volumes: 'data', 'data:ro', 'data:scsi'. ephemeral: removed by itself once it has ended.
     """
 
     image: Name
@@ -79,6 +80,7 @@ class MachineSpec(Value):
     agent: Literal["insula", "qemu", "none"] | None = None
     network: NetworkMode | None = None
     publish: tuple[PublishText, ...] = ()
+    volumes: tuple[VolumeMountText, ...] = ()
     cloud_init: CloudInit | None = None
     run_policy: RunPolicy = RunPolicy.KEEP
     ephemeral: bool = False

@@ -10,6 +10,7 @@ from typing import Any
 from insula.engine.protocol import BootFiles, Instance
 from insula.kit.errors import Bug
 from insula.kit.paths import MACHINE_DOCUMENT, write_atomically
+from insula.model.device.disk import Disk
 from insula.model.image import Image
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
@@ -45,6 +46,18 @@ class MachineContext:
         if stored is None:
             raise Bug(f"The document of machine '{self.operation.name}' has vanished during an operation.")
         return stored.document
+
+    @property
+    def placed(self) -> Machine:
+        """The machine with its volumes' files where they are on this host: what the engine is given."""
+        machine = self.machine
+        devices = tuple(
+            device.changed(file=str(self.rooms.home.volume(device.volume.uid) / device.file))
+            if isinstance(device, Disk) and device.volume is not None
+            else device
+            for device in machine.devices
+        )
+        return machine.changed(devices=devices) if devices != machine.devices else machine
 
     @property
     def directory(self) -> Path:

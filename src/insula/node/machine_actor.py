@@ -20,6 +20,7 @@ from insula.engine.protocol import (
 )
 from insula.kit.clock import boot_id, utc_now
 from insula.kit.errors import Bug, InsulaError
+from insula.model.device.disk import Disk
 from insula.model.machine import Machine
 from insula.model.observation import ExitEvidence, Phase
 from insula.model.operation import Operation
@@ -128,7 +129,7 @@ class MachineActor(Actor):
                 await self.observer.see(phase=Phase.RUNNING, reason="")
         elif isinstance(event, Paused):
             if self.observer.phase in (Phase.RUNNING, Phase.PAUSED):
-                await self.observer.see(phase=Phase.PAUSED, reason=event.reason)
+                await self.observer.see(phase=Phase.PAUSED, reason=self._named(event.reason))
         elif isinstance(event, ShuttingDown):
             await self.observer.see(phase=Phase.STOPPING)
         elif isinstance(event, GuestReset):
@@ -140,6 +141,13 @@ class MachineActor(Actor):
             await self._agent_changed(event.open)
         elif isinstance(event, Exited):
             await self._ended(event.evidence)
+
+    def _named(self, reason: str) -> str:
+        """A reason with the names of volumes in place of the ids that the engine knows their disks by."""
+        for device in self.machine.devices if self.machine is not None else ():
+            if isinstance(device, Disk) and device.volume is not None:
+                reason = reason.replace(f"disk '{device.id}'", f"volume '{device.volume.name}'")
+        return reason
 
     async def _agent_changed(self, is_open: bool) -> None:
         await self.observer.see(agent="connected" if is_open else "waiting")

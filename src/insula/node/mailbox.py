@@ -136,6 +136,8 @@ class Actor(ABC):
         if operation.state is OperationState.RUNNING and self._current is None:
             self._begin(operation)  # a daemon died in it: it was accepted then, and is ours to finish
             return
+        if self._current is None and self._awaits_conclusion():
+            return  # what has ended is yet to change the documents that this one will read; we are nudged then
         verdict = self.judge(operation, self._current.operation.verb if self._current else None)
         if verdict.action == "accept":
             self._begin(operation)
@@ -149,6 +151,10 @@ class Actor(ABC):
             self._cancel(
                 Superseded(f"The operation '{verb}' on '{operation.name}' gave way to '{operation.verb}'.")
             )
+
+    def _awaits_conclusion(self) -> bool:
+        operations = (stored.document for stored in self.store.all(Operation))
+        return any(o.target == self.uid and o.state is OperationState.PERFORMED for o in operations)
 
     def _begin(self, operation: Operation) -> None:
         journal = OperationJournal(self.store, operation, self.crew)

@@ -19,10 +19,12 @@ from insula.model.image import Image
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
+from insula.model.volume import Volume
 from insula.node.image_actor import ImageActor
 from insula.node.machine_actor import MachineActor
 from insula.node.mailbox import Actor
 from insula.node.rooms import Rooms
+from insula.node.volume_actor import VolumeActor
 from insula.planner.lifecycle import NotRunning
 from insula.storage.recipe import Recipe, list_recipes
 
@@ -100,6 +102,8 @@ class Node:
                 actor = ImageActor(uid, self.rooms)
             elif self.rooms.store.get(Machine, uid) is not None:
                 actor = MachineActor(uid, self.rooms)
+            elif self.rooms.store.get(Volume, uid) is not None:
+                actor = VolumeActor(uid, self.rooms)
             else:
                 return
             self._actors[uid] = actor

@@ -8,6 +8,9 @@ reset, pause   refuse   queue     accept   (pause: refuse)   refuse ...
 resume         refuse   queue     refuse   accept  refuse    refuse   refuse
 kill           refuse   pre-empt  accept   accept  pre-empt  refuse   refuse
 rm             accept   with force only (pre-empts)          accept   accept
+attach         accept   queue     accept   accept  refuse    accept   accept
+volume-resize  accept   queue     accept   accept  refuse    accept   accept
+detach         accept   queue     accept   refuse  refuse    accept   accept
 """
 
 from __future__ import annotations
@@ -94,9 +97,9 @@ PREEMPT = Verdict("preempt")
 
 # What may cut short what: each of these undoes itself cleanly when cancelled.
 _PREEMPTS = {
-    "stop": {"start", "restart"},
-    "kill": {"start", "restart", "stop", "pause", "resume", "reset"},
-    "rm": {"create", "start", "restart", "stop", "pause", "resume", "reset", "kill"},
+    "stop": {"start", "restart", "detach"},
+    "kill": {"start", "restart", "stop", "pause", "resume", "reset", "detach"},
+    "rm": {"create", "start", "restart", "stop", "pause", "resume", "reset", "kill", "detach"},
 }
 _JOINS = {"stop", "kill", "rm"}
 _ENDED = (Phase.CREATED, Phase.STOPPED, Phase.CRASHED)
@@ -169,6 +172,26 @@ def _needs_phase(verb: str, phase: Phase) -> Rule:
     return rule
 
 
+def _settled(what: str, *phases: Phase) -> Rule:
+    """Changes of devices want a guest that answers, or none. what: 'attach to'."""
+
+    def rule(now: Situation) -> Verdict:
+        if now.phase in (*_ENDED, *phases):
+            return ACCEPT
+        paused = now.phase is Phase.PAUSED
+        return _refuse(
+            WrongPhase(
+                f"Cannot {what} machine '{now.name}': it is {now.phase}"
+                + (", so its guest cannot let go of anything." if paused else "."),
+                hint=f"Let it go on: insula resume {now.name}"
+                if paused
+                else f"Wait for it: insula wait {now.name}",
+            )
+        )
+
+    return rule
+
+
 def _rm(now: Situation) -> Verdict:
     return ACCEPT if now.force or not now.phase.has_process else _still_running(now)
 
@@ -194,4 +217,7 @@ _RULES = {
     "pause": _needs_phase("pause", Phase.RUNNING),
     "resume": _needs_phase("resume", Phase.PAUSED),
     "rm": _rm,
+    "attach": _settled("attach to", Phase.RUNNING, Phase.PAUSED),
+    "volume-resize": _settled("resize a volume of", Phase.RUNNING, Phase.PAUSED),
+    "detach": _settled("detach from", Phase.RUNNING),
 }

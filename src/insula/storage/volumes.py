@@ -1,15 +1,24 @@
-"""The disks of machines: copy-on-write overlays of an image's disk, in qcow2."""
+"""Disks in qcow2: machines' copy-on-write overlays of an image's disk, and volumes.
+
+A disk appears under its name when it is whole: it is made beside it and renamed. qemu-img dies with the
+daemon, and what it had begun is made anew.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
-from insula.kit.run import CommandFailed, run
+from insula.kit.run import CommandFailed, run, stream
 from insula.storage.errors import disk_full, require_space
 
-# What an empty overlay takes at most: header, refcounts and tables of the largest disk anyone has made here.
+# What an empty overlay or volume takes at most: header, refcounts and tables of the largest disk made here.
 OVERLAY_BYTES = 2**20
+_ENVIRONMENT = {"LC_ALL": "C"}
+
+Report = Callable[[str, float | None], None]
 
 
 async def create_overlay(path: Path, backing: Path, backing_format: str, size: int) -> None:
@@ -24,7 +33,7 @@ async def create_overlay(path: Path, backing: Path, backing_format: str, size: i
     require_space(path, OVERLAY_BYTES, what)
     argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(backing.absolute()), "-F", backing_format]
     try:
-        await run([*argv, str(path), str(size)], env={**os.environ, "LC_ALL": "C"})
+        await run([*argv, str(path), str(size)], env={**os.environ, **_ENVIRONMENT})
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, CommandFailed) and _is_full(str(error.evidence.get("stderr", ""))):
@@ -32,10 +41,131 @@ async def create_overlay(path: Path, backing: Path, backing_format: str, size: i
         raise
 
 
-def _is_full(stderr: str) -> bool:
-    return "No space left on device" in stderr or "Disk quota exceeded" in stderr
+async def create_empty(path: Path, size: int, name: str) -> None:
+    """Make an empty disk of `size` bytes; one that is there already is whole, and kept.
+
+    name: of the volume, for messages. Raises DiskFull, CommandFailed; nothing is left behind.
+    """
+    if path.exists():
+        return
+    what = f"volume '{name}'"
+    require_space(path, OVERLAY_BYTES, what)
+    new = _beside(path)
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", str(new), str(size)]
+    try:
+        await run(argv, env={**os.environ, **_ENVIRONMENT})
+        _publish(new, path)
+    except BaseException as error:
+        new.unlink(missing_ok=True)
+        if _says_full(error):
+            raise disk_full(path, OVERLAY_BYTES, what) from error
+        raise
+
+
+async def copy_whole(source: Path, path: Path, name: str, report: Report) -> None:
+    """Make an independent, sparse copy of a disk that nobody writes meanwhile; one that is there is kept.
+
+    name: of the new volume, for messages. report: (what is done, fraction). Raises DiskFull, CommandFailed;
+    nothing is left behind. QEMU's lock on the source keeps every writer out as long as it is read.
+    """
+    if path.exists():
+        return
+    what = f"volume '{name}'"
+    needed = source.stat().st_blocks * 512 + OVERLAY_BYTES
+    require_space(path, needed, what)
+    new = _beside(path)
+    # -t writeback: the default for a target ignores flushes, and the copy would be in memory only.
+    argv = ["qemu-img", "convert", "-p", "-t", "writeback", "-f", "qcow2", "-O", "qcow2"]
+    argv += [str(source), str(new)]
+    environment = {**os.environ, **_ENVIRONMENT}
+    try:
+        async for line in stream(argv, env=environment, separator=b"\r"):
+            fraction = _fraction(line)
+            if fraction is not None:
+                report(f"Copying to volume '{name}'", fraction)
+        _publish(new, path)
+    except BaseException as error:
+        new.unlink(missing_ok=True)
+        if _says_full(error):
+            raise disk_full(path, needed, what) from error
+        raise
+
+
+async def grow(path: Path, size: int, name: str) -> None:
+    """Let a disk that no machine has open grow to `size` bytes; one of that size is left as it is.
+
+    Raises DiskFull, CommandFailed; then the disk has the size that it had.
+    """
+    if await virtual_size(path) >= size:
+        return
+    what = f"volume '{name}'"
+    require_space(path, OVERLAY_BYTES, what)
+    try:
+        await run(
+            ["qemu-img", "resize", "-q", "-f", "qcow2", str(path), str(size)],
+            env={**os.environ, **_ENVIRONMENT},
+        )
+    except BaseException as error:
+        if _says_full(error):
+            raise disk_full(path, OVERLAY_BYTES, what) from error
+        raise
+
+
+async def free_lost_clusters(path: Path) -> None:
+    """Give back what a growth that was cut short had reserved; nothing else is touched."""
+    argv = ["qemu-img", "check", "-q", "-f", "qcow2", "-r", "leaks", str(path)]
+    await run(argv, check=False, env={**os.environ, **_ENVIRONMENT})
+
+
+async def virtual_size(path: Path) -> int:
+    """What a guest sees of a disk, in bytes; works while a machine has it open, too."""
+    argv = ["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", str(path)]
+    return int(json.loads((await run(argv)).stdout)["virtual-size"])
+
+
+def allocated_bytes(path: Path) -> int:
+    """What a disk takes on the host; 0 when it is not there."""
+    try:
+        return path.stat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 async def remove(path: Path) -> None:
     """Remove a disk; one that is not there is no error."""
     path.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)  # a daemon died at it
+    return new
+
+
+def _publish(new: Path, path: Path) -> None:
+    """Give a whole disk its name, so that after a power failure it is there whole or not at all."""
+    for place in (new, new.parent):
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if place is new:
+            new.rename(path)
+
+
+def _fraction(line: str) -> float | None:
+    """'    (12.34/100%)' as 0.1234."""
+    head, slash, _ = line.strip().lstrip("(").partition("/100%")
+    try:
+        return float(head) / 100 if slash else None
+    except ValueError:
+        return None
+
+
+def _says_full(error: BaseException) -> bool:
+    return isinstance(error, CommandFailed) and _is_full(str(error.evidence.get("stderr", "")))
+
+
+def _is_full(stderr: str) -> bool:
+    return "No space left on device" in stderr or "Disk quota exceeded" in stderr

@@ -6,6 +6,7 @@ import secrets
 
 from insula.control.desk import Conclusion, Desk, Intent
 from insula.control.request import VerbRequest
+from insula.control.volumes import with_volumes
 from insula.kit.clock import utc_now
 from insula.kit.errors import Conflict, NotFound
 from insula.model.base import new_uid, parse, require_name
@@ -24,8 +25,8 @@ class MachineNameTaken(Conflict):
 
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
-    """Raises BadDocument, BadName, MachineNameTaken, ImageNotFound, MemoryExceedsHost, BadCloudInit, and what
-    resolve() does.
+    """Raises BadDocument, BadName, MachineNameTaken, ImageNotFound, MemoryExceedsHost, BadCloudInit,
+    VolumeNotFound, VolumeInUse, VolumeBusy, and what resolve() does.
 
     Where the image is not there but can be built, the operation waits (`awaiting`) and its machine is
     resolved and recorded by `resume_after_build` once the image is.
@@ -46,8 +47,10 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     machine = await resolve_and_admit(desk, spec, image, new_uid(), name, request.project)
     if parameters["start"]:
         machine = machine.changed(power=Power.ON)
+    machine, untouched = with_volumes(desk, machine, spec.volumes)
     operation = desk.operation(VerbRequest("create", request.project, name, parameters), machine)
-    return Intent(operation, (Put(machine, expect=0),), (desk.event("machine.created", machine),))
+    changes = (Put(machine, expect=0), *untouched)
+    return Intent(operation, changes, (desk.event("machine.created", machine),))
 
 
 def _awaiting(request: VerbRequest, name: str, parameters: dict[str, object]) -> Operation:
@@ -82,9 +85,10 @@ async def resume_after_build(desk: Desk, operation: Operation) -> Intent:
     machine = await resolve_and_admit(desk, spec, image, operation.target, operation.name, operation.project)
     if operation.parameters["start"]:
         machine = machine.changed(power=Power.ON)
+    machine, untouched = with_volumes(desk, machine, spec.volumes)
     parameters = {key: value for key, value in operation.parameters.items() if key != "awaiting"}
     ready = operation.model_copy(update={"parameters": parameters, "progress": None})
-    return Intent(ready, (Put(machine, expect=0),), (desk.event("machine.created", machine),))
+    return Intent(ready, (Put(machine, expect=0), *untouched), (desk.event("machine.created", machine),))
 
 
 def refuse_taken_name(desk: Desk, project: str, name: str) -> None:

@@ -1,36 +1,89 @@
-"""Disks: a named block graph node, and a virtio-blk device on it."""
+"""Disks: a named node of the block graph, and a virtio-blk or scsi device on it; at launch and while running.
+
+Both faces are made of the same two dictionaries (`backend`, `frontend`): what is plugged is what a launch
+would have made.
+"""
 
 from __future__ import annotations
 
-from insula.engine.device.base import Fragment, Surroundings, launches, option
+from collections.abc import Iterable
+from typing import Any
+
+from insula.engine.device.base import Fragment, Surroundings, escape, launches
+from insula.model.device.base import DeviceBase
 from insula.model.device.disk import Disk
 
-SERIAL_LENGTH = 20  # VIRTIO 1.1, 5.2.6.1: VIRTIO_BLK_ID_BYTES
+SERIAL_LENGTH = 20  # VIRTIO 1.1, 5.2.6.1: VIRTIO_BLK_ID_BYTES; SCSI serials may be longer, ours are not
+CONTROLLER = {"driver": "virtio-scsi-pci", "id": "scsi0"}  # one a machine, when it has a disk on it
 
 
-@launches("disk")
-def launch(disk: Disk, surroundings: Surroundings) -> Fragment:
-    """Writes go through the host's page cache, and a guest's flush reaches the medium (fdatasync).
+def node_of(disk_id: str) -> str:
+    """The block node under a disk. QEMU's node names have at most 31 characters."""
+    return f"{disk_id}-node"
 
-    What the guest discards is given back to the host. A full or failing disk stops the vCPUs instead of
-    telling the guest of an error its file system would not survive; they go on when the host is mended.
+
+def backend(disk: Disk) -> dict[str, Any]:
+    """What `blockdev-add` takes.
+
+    Writes go through the host's page cache, and a guest's flush reaches the medium (fdatasync): no-flush off.
+    What the guest discards is given back to the host. QEMU's locks on the file stay on: a second writer,
+    whoever starts it, is refused.
     """
-    node = option(
-        f"driver={disk.format}",
-        node_name=f"{disk.id}-node",
-        read_only="on" if disk.read_only else "off",
-        discard="unmap",
-        cache__direct="off",
-        cache__no_flush="off",
-        file__driver="file",
-        file__filename=disk.file,
-        file__discard="unmap",
-        file__cache__direct="off",
-        file__cache__no_flush="off",
-    )
-    pairs: dict[str, object] = {"id": disk.id, "drive": f"{disk.id}-node"}
+    cache = {"direct": False, "no-flush": False}
+    file = {"driver": "file", "filename": disk.file, "discard": "unmap", "cache": cache}
+    return {
+        "driver": disk.format,
+        "node-name": node_of(disk.id),
+        "read-only": disk.read_only,
+        "discard": "unmap",
+        "cache": cache,
+        "file": file,
+    }
+
+
+def frontend(disk: Disk) -> dict[str, Any]:
+    """What `device_add` takes.
+
+    A full or failing disk stops the vCPUs instead of telling the guest of an error its file system would not
+    survive; they go on when the host is mended.
+    """
+    pairs: dict[str, Any] = {"driver": "virtio-blk-pci", "id": disk.id, "drive": node_of(disk.id)}
+    if disk.bus == "scsi":
+        pairs |= {"driver": "scsi-hd", "bus": f"{CONTROLLER['id']}.0"}
     if disk.source == "image":
         pairs["bootindex"] = 1  # 0 is taken by -kernel, where there is one
     if disk.serial:
         pairs["serial"] = disk.serial[:SERIAL_LENGTH]
-    return ("-blockdev", node, "-device", option("virtio-blk-pci", **pairs, werror="stop", rerror="stop"))
+    return {**pairs, "werror": "stop", "rerror": "stop"}
+
+
+def needs_controller(devices: Iterable[DeviceBase]) -> bool:
+    return any(isinstance(device, Disk) and device.bus == "scsi" for device in devices)
+
+
+def launch_controllers(devices: Iterable[DeviceBase]) -> Fragment:
+    """The scsi controller, before the disks that sit on it; none where there are none."""
+    return ("-device", _line(CONTROLLER)) if needs_controller(devices) else ()
+
+
+@launches("disk")
+def launch(disk: Disk, surroundings: Surroundings) -> Fragment:
+    return ("-blockdev", _line(_flat(backend(disk))), "-device", _line(frontend(disk)))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested pairs with dotted keys, as the command line has them."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _line(pairs: dict[str, Any]) -> str:
+    """'driver,key=value,...' for -device, 'driver=qcow2,...' for -blockdev."""
+    words = {
+        key: ("on" if value else "off") if isinstance(value, bool) else value for key, value in pairs.items()
+    }
+    driver = str(words.pop("driver"))
+    head = f"driver={driver}" if "node-name" in words else driver
+    return ",".join([head, *(f"{key}={escape(value)}" for key, value in words.items())])

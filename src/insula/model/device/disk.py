@@ -1,25 +1,52 @@
-"""A disk: a volume of the machine's own, or a read-only medium such as the cloud-init seed."""
+"""A disk: the machine's own, a volume, or a read-only medium such as the cloud-init seed."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from insula.model.base import Size
+from insula.model.base import Size, Value
 from insula.model.device.base import DeviceBase, register
+
+Bus = Literal["virtio", "scsi"]
+
+
+class VolumeRef(Value):
+    """Which volume a disk is. Its name is for people; it never changes."""
+
+    uid: str
+    name: str
 
 
 @register
 class Disk(DeviceBase):
-    """A virtio block device.
+    """A block device.
 
-    source: 'image' (a copy-on-write overlay of the machine's image, made at creation) or 'seed' (the
-    cloud-init seed, read-only). file: its name in the machine's directory. size_bytes: what the guest sees.
+    source: 'image' (a copy-on-write overlay of the machine's image, made at creation), 'seed' (the cloud-init
+    seed, read-only) or 'volume'. file: its name in the machine's directory, or in the volume's. size_bytes:
+    what the guest sees; None where the file says it. bus: a virtio-blk device, or one on a virtio-scsi
+    controller. serial: by which the guest knows it, at most 20 characters.
     """
 
     device: Literal["disk"] = "disk"
-    source: Literal["image", "seed"]
+    source: Literal["image", "seed", "volume"]
     file: str
     format: Literal["qcow2", "raw"]
     size_bytes: Size | None = None
     read_only: bool = False
     serial: str = ""
+    bus: Bus = "virtio"
+    volume: VolumeRef | None = None
+
+
+def volume_disk(volume: VolumeRef, file: str, *, read_only: bool, bus: Bus) -> Disk:
+    """The disk as which a machine has a volume. Its id and serial number are the volume's for good."""
+    return Disk(
+        id=f"vol-{volume.uid}",
+        source="volume",
+        file=file,
+        format="qcow2",
+        read_only=read_only,
+        serial=volume.uid,
+        bus=bus,
+        volume=volume,
+    )

@@ -43,7 +43,7 @@ async def launch(context: MachineContext) -> None:
         return
     engine = context.rooms.engine
     facts = await engine.facts()
-    plan = engine.plan(context.machine, context.boot_files(), context.directory, facts)
+    plan = engine.plan(context.placed, context.boot_files(), context.directory, facts)
     context.attach(await engine.launch(plan))
 
 

@@ -1,0 +1,73 @@
+"""The disks of a fake machine: which files it has open, as the host's locks on them would know."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from insula.engine.errors import DiskFileInUse, DiskNotReleased, EngineRefused
+from insula.engine.protocol import LaunchPlan
+from insula.kit.units import format_duration
+from insula.model.device.disk import Disk
+
+_NODE = re.compile(r"node-name=(?P<id>[^,]+)-node,read-only=(?P<ro>on|off),.*file\.filename=(?P<file>[^,]+)")
+
+
+@dataclass
+class OpenDisk:
+    """A file that a fake machine has open."""
+
+    file: Path
+    read_only: bool
+    size_bytes: int | None = None
+
+
+@dataclass
+class FakeDisks:
+    """See `Disks`. others: what every machine of the world has open. releases: whether the guest lets go."""
+
+    plan: LaunchPlan
+    others: Callable[[], list[OpenDisk]]
+    releases: Callable[[], bool]
+    check_living: Callable[[], object]
+    open: dict[str, OpenDisk] = field(default_factory=dict)
+
+    def open_launched(self) -> None:
+        """What the machine was launched with. Raises DiskFileInUse."""
+        for word in self.plan.argv:
+            if (found := _NODE.search(word)) is not None:
+                self._open(found["id"], Path(found["file"]), read_only=found["ro"] == "on")
+
+    def _open(self, name: str, file: Path, *, read_only: bool) -> None:
+        file = self.plan.directory / file
+        for other in self.others():
+            if other.file == file and not (other.read_only and read_only):
+                raise DiskFileInUse(f"The file of disk '{name}' is in use by another process.")
+        self.open[name] = OpenDisk(file, read_only)
+
+    async def attach(self, disk: Disk) -> None:
+        self.check_living()
+        if disk.id in self.open:
+            return
+        if not (self.plan.directory / disk.file).exists():
+            raise EngineRefused(f"The monitor of machine '{self.plan.name}' refused the disk '{disk.id}'.")
+        self._open(disk.id, Path(disk.file), read_only=disk.read_only)
+
+    async def detach(self, disk: Disk, timeout: float) -> None:
+        self.check_living()
+        if disk.id in self.open and not self.releases():
+            await asyncio.sleep(0)
+            raise DiskNotReleased(
+                f"The guest of machine '{self.plan.name}' did not let go of disk '{disk.id}' within "
+                f"{format_duration(timeout)}; it still has it."
+            )
+        self.open.pop(disk.id, None)
+
+    async def grow(self, disk: Disk, size_bytes: int) -> None:
+        self.check_living()
+        if disk.id not in self.open:
+            raise EngineRefused(f"Machine '{self.plan.name}' has no disk '{disk.id}'.")
+        self.open[disk.id].size_bytes = size_bytes

@@ -1,0 +1,41 @@
+"""detach: the guest lets go of a volume. Where it does not, the volume stays the machine's, and that is told.
+
+There is no undo: a disk that the guest has let go of is not pushed back on it. Said again, it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from insula.kit.errors import Bug
+from insula.kit.paths import MACHINE_DOCUMENT, write_atomically
+from insula.model.device.disk import Disk
+from insula.node.context import MachineContext
+from insula.node.procedure import Step
+
+PATIENCE = 10.0  # seconds for a guest to let go of a disk; Linux takes 0.1 s when nothing on it is in use
+
+
+def find_disk(context: MachineContext) -> Disk:
+    """The disk that the operation's volume is, placed on this host."""
+    for device in context.placed.devices:
+        if isinstance(device, Disk) and device.volume is not None:
+            if device.volume.uid == context.parameters["volume_uid"]:
+                return device
+    raise Bug(f"Machine '{context.operation.name}' has lost volume '{context.parameters['volume']}'.")
+
+
+async def unplug(context: MachineContext) -> None:
+    disk = find_disk(context)
+    if context.instance is not None:
+        await context.instance.disks.detach(disk, PATIENCE)
+    # The copy for recovery first: a ledger made from it must not give one volume to two machines.
+    machine = context.machine
+    devices = tuple(device for device in machine.devices if device.id != disk.id)
+    text = machine.changed(devices=devices).model_dump_json(indent=1)
+    write_atomically(context.directory / MACHINE_DOCUMENT, text)
+    context.outcome.update(volume=context.parameters["volume"])
+
+
+def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
+    return [Step("unplug", unplug)]
