@@ -48,8 +48,8 @@ from insula.model.device.serial import Serial
 from insula.model.image import ImageRef
 from insula.model.machine import Machine
 
-# The header of an empty qcow2 file of 1 MiB (docs/interop/qcow2.txt): version 2, L1 table at 0x30000, refcount
-# table at 0x10000, and the clusters of 64 KiB that these are.
+# An empty qcow2 file of 1 MiB (docs/interop/qcow2.txt): version 2, refcount table at 0x10000, L1 table at
+# 0x30000, in clusters of 64 KiB.
 _CLUSTER = 2**16
 _QCOW2 = b"".join(
     part.ljust(_CLUSTER, b"\0")

@@ -18,6 +18,7 @@ from insula.model.image import Image, ImageDefaults, Kernel
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
+from insula.model.volume import Volume
 from insula.node.node import Node
 from insula.node.procedure import Faults
 from insula.node.rooms import Rooms
@@ -84,12 +85,12 @@ class FakeHost:
         """End the daemon as kill -9 would: nothing is undone, nothing more is written."""
         await self.close()
 
-    async def do(self, verb: str, name: str = "web", **parameters: Any) -> Operation:
+    async def do(self, verb: str, name: str = "web", /, **parameters: Any) -> Operation:
         """Submit a verb and wait for its end."""
         operation = await self.submit(verb, name, **parameters)
         return await self.ended(operation.uid)
 
-    async def submit(self, verb: str, name: str = "web", **parameters: Any) -> Operation:
+    async def submit(self, verb: str, name: str = "web", /, **parameters: Any) -> Operation:
         assert self.control is not None
         if verb == "create":
             parameters.setdefault("spec", {})
@@ -120,6 +121,11 @@ class FakeHost:
         assert self.store is not None
         stored = self.store.find(Machine, "default", name)
         return None if stored is None else stored.document
+
+    def volumes(self) -> dict[str, int]:
+        """Every volume's size in bytes, by name."""
+        assert self.store is not None
+        return {s.document.name: s.document.size_bytes for s in self.store.all(Volume)}
 
     async def until(self, phases: Collection[Phase] | Phase, name: str = "web") -> Observation:
         """Wait for a phase."""

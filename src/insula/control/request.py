@@ -19,7 +19,8 @@ class VerbRequest:
     one), image or volume. parameters: the verb's own, checked by it:
     create {spec: MachineSpec as JSON, start: bool}; stop and restart {timeout: seconds, force: bool};
     rm {force: bool}; rename {name: str}; attach {volume, read_only, bus}; detach {volume}; volume-create and
-    volume-resize {size}; volume-clone {name}. if_generation: refuse (StaleGeneration, HTTP 412) unless current.
+    volume-resize {size}; volume-clone {name}. if_generation: refuse (StaleGeneration, HTTP 412) unless
+    current.
     """
 
     verb: str

@@ -80,7 +80,7 @@ class QemuDisks:
                 raise
             # q35 takes PCI devices while running only behind root ports, and it is launched without any.
             raise UnsupportedDevice(
-                f"Machine '{self._plan.name}' is of a type that takes disk '{_name(disk)}' only when it is off.",
+                f"Machine '{self._plan.name}' is of a type that takes disk '{_name(disk)}' only while off.",
                 hint=f"Stop it (insula stop {self._plan.name}), attach the volume, and start it again.",
             ) from error
 
@@ -110,8 +110,8 @@ class QemuDisks:
         raise DiskNotReleased(
             f"The guest of machine '{self._plan.name}' did not let go of disk '{_name(disk)}' within "
             f"{format_duration(timeout)}; it still has it.",
-            hint="Unmount what is on it in the guest and try again; a guest that is still booting has not heard "
-            f"it. Or stop the machine first: insula stop {self._plan.name}",
+            hint="Unmount what is on it in the guest and try again; a guest that boots has not heard it. "
+            f"Or stop the machine first: insula stop {self._plan.name}",
         )
 
     async def grow(self, disk: Disk, size_bytes: int) -> None:

@@ -60,7 +60,8 @@ class Script:
 
     agent: opens its port when the vCPUs run; when the test calls `open_agent`; opens it and never answers.
     obeys_power_off: ends when agent or power button ask it to. releases_disks: lets go of one that is
-    detached. launch_error: what the monitor says instead of starting. boot_text: printed on the serial port at each boot.
+    detached. launch_error: what the monitor says instead of starting. boot_text: printed on the serial port
+    at each boot.
     """
 
     agent: Literal["at-once", "when-told", "silent"] = "at-once"

@@ -134,7 +134,10 @@ class Disks(Protocol):
     """
 
     async def attach(self, disk: Disk) -> None:
-        """Show the guest a disk. Raises DiskFileInUse, UnsupportedDevice, EngineRefused; nothing is left then."""
+        """Show the guest a disk. Nothing is left when it raises.
+
+        Raises DiskFileInUse, UnsupportedDevice, EngineRefused.
+        """
 
     async def detach(self, disk: Disk, timeout: float) -> None:
         """Ask the guest to let go of a disk, and close its file. timeout: seconds.

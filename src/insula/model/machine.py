@@ -66,7 +66,8 @@ class TooLittleMemory(Invalid):
 class MachineSpec(Value):
     """A machine as a user writes it; everything but the image may be left out.
 
-    memory: bytes, or text such as '1GiB'. volumes: 'data', 'data:ro', 'data:scsi'. ephemeral: removed by itself once it has ended.
+    memory: bytes, or text such as '1GiB'. volumes: 'data', 'data:ro', 'data:scsi'. ephemeral:
+    removed by itself once it has ended.
     """
 
     image: Name

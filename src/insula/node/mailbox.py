@@ -137,7 +137,7 @@ class Actor(ABC):
             self._begin(operation)  # a daemon died in it: it was accepted then, and is ours to finish
             return
         if self._current is None and self._awaits_conclusion():
-            return  # what has ended is yet to change the documents that this one will read; we are nudged then
+            return  # what ended is yet to change documents that this one reads; that nudges us
         verdict = self.judge(operation, self._current.operation.verb if self._current else None)
         if verdict.action == "accept":
             self._begin(operation)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,16 @@ from typing import Any
 
 import pytest
 
+from insula.kit.run import run
+from insula.model.device.disk import Disk
 from insula.model.observation import Phase
 from insula.model.operation import OperationState
 from insula.node.procedure import DaemonDied, Faults
 from insula.storage.images import ImageStore
+from insula.storage.volumes import virtual_size
 from tests.support.host import FakeHost, publish_fake_image
+
+needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 
 
 @dataclass
@@ -54,7 +60,29 @@ CASES: dict[str, tuple[str, dict[str, Any], Phase | None]] = {
     "resume": ("paused", {}, Phase.RUNNING),
     "kill": ("running", {}, Phase.STOPPED),
     "rm": ("running", {"force": True}, None),
+    "attach": ("with a volume", {"volume": "data"}, Phase.RUNNING),
+    "detach": ("attached", {"volume": "data"}, Phase.RUNNING),
+    "volume-resize": ("attached", {"size": "2MiB"}, Phase.RUNNING),
 }
+# verb -> what there is before it besides the source, its parameters, sizes of volumes after it
+VOLUME_CASES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "volume-create": ({"size": "1MiB"}, {"data": 2**20}),
+    "volume-clone": ({"name": "copy"}, {"data": 2**20, "copy": 2**20}),
+    "volume-resize": ({"size": "2MiB"}, {"data": 2**21}),
+    "volume-rm": ({}, {}),
+}
+VOLUME_PLACES = [
+    (verb, f"{when} {step}")
+    for verb, steps in {
+        "volume-create": ["make directory", "make disk"],
+        "volume-clone": ["make directory", "copy disk"],
+        "volume-resize": ["grow disk"],
+        "volume-rm": ["remove files"],
+    }.items()
+    for step in steps
+    for when in ("before", "after")
+]
+TARGETS = {"volume-resize": "data"}  # every other verb's target is the machine
 PLACES = {
     "create": ["make directory", "make disks", "make seed", "record", "prepare", "launch", "run"],
     "start": ["prepare", "launch", "run"],
@@ -65,6 +93,9 @@ PLACES = {
     "resume": ["resume"],
     "kill": ["kill"],
     "rm": ["end the process", "remove files"],
+    "attach": ["plug"],
+    "detach": ["unplug"],
+    "volume-resize": ["grow disk"],
 }
 EVERY_PLACE = [
     (verb, f"{when} {step}")
@@ -73,7 +104,7 @@ EVERY_PLACE = [
     for when in ("before", "after")
 ]
 # Verbs that go one way: what a failed step had already done stays done, and the machine says so.
-ONE_WAY = ("stop", "restart", "kill", "rm", "reset")
+ONE_WAY = ("stop", "restart", "kill", "rm", "reset", "detach", "volume-resize")
 
 
 @pytest.fixture
@@ -85,10 +116,16 @@ async def host(tmp_path: Path) -> AsyncIterator[FakeHost]:
 
 
 async def bring_to(host: FakeHost, state: str) -> None:
-    if state in ("created", "running", "paused"):
+    if state in ("with a volume", "attached") and "data" not in host.volumes():
+        if shutil.which("qemu-img") is None:
+            pytest.skip("qemu-img is not installed")
+        await host.do("volume-create", "data", size="1MiB")
+    if state in ("created", "running", "paused", "with a volume", "attached"):
         await host.do("create", start=state != "created")
     if state == "paused":
         await host.do("pause")
+    if state == "attached":
+        await host.do("attach", volume="data")
 
 
 def files(host: FakeHost) -> list[str]:
@@ -101,7 +138,7 @@ async def test_the_list_of_places_is_complete(host: FakeHost) -> None:
         await host.boot(faults)
         await bring_to(host, state)
         faults.passed.clear()
-        await host.do(verb, **parameters)
+        await host.do(verb, TARGETS.get(verb, "web"), **parameters)
         expected = [f"{when} {step}" for step in PLACES[verb] for when in ("before", "after")]
         assert faults.passed == expected, verb
         if host.machine() is not None:
@@ -118,7 +155,7 @@ async def test_a_failure_anywhere_is_undone_and_told(host: FakeHost, verb: str, 
     await bring_to(host, state)
     before = host.seen().phase if state != "absent" else None
     faults.place = place
-    operation = await host.do(verb, **parameters)
+    operation = await host.do(verb, TARGETS.get(verb, "web"), **parameters)
     assert operation.state is OperationState.FAILED
     assert operation.problem is not None
     assert "injected" in operation.problem["detail"]
@@ -129,14 +166,16 @@ async def test_a_failure_anywhere_is_undone_and_told(host: FakeHost, verb: str, 
     elif verb not in ONE_WAY:
         assert host.seen().phase is before
     # Whatever it was, the same verb said again succeeds (or its end has been reached already).
-    if after is None or host.machine() is None or host.seen().phase is not after or verb == "reset":
-        again = await host.do(verb, **parameters)
+    again_at_once = verb == "reset" or (after is not None and not reached(host, verb))
+    if after is None or host.machine() is None or host.seen().phase is not after or again_at_once:
+        again = await host.do(verb, TARGETS.get(verb, "web"), **parameters)
         assert again.state is OperationState.DONE, again.problem
     if after is None:
         assert host.machine() is None
         assert files(host) == []
     else:
         assert host.seen().phase is after
+        assert reached(host, verb)
 
 
 @pytest.mark.parametrize(("verb", "place"), EVERY_PLACE)
@@ -148,7 +187,7 @@ async def test_a_daemon_that_dies_anywhere_is_followed_by_one_that_finishes(
     await host.boot(faults)
     await bring_to(host, state)
     faults.place = place
-    asked = await host.submit(verb, **parameters)
+    asked = await host.submit(verb, TARGETS.get(verb, "web"), **parameters)
     await faults_reached(faults)
     await host.die()
     await host.boot()
@@ -162,6 +201,59 @@ async def test_a_daemon_that_dies_anywhere_is_followed_by_one_that_finishes(
         assert host.seen().phase is after
         alive = [m for m in host.world.machines.values() if m.exit.value is None]
         assert len(alive) == (1 if after.has_process else 0)
+    assert reached(host, verb)
+
+
+def reached(host: FakeHost, verb: str) -> bool:
+    """Whether document, guest and volume agree that a verb on disks has been done; true of other verbs."""
+    has = {"attach": ["data"], "detach": [], "volume-resize": ["data"]}.get(verb)
+    if has is None:
+        return True
+    machine = host.machine()
+    assert machine is not None
+    wanted = [d.id for d in machine.devices if isinstance(d, Disk)]
+    opened = list(host.world.machine("web").disks.open)
+    assert opened == wanted
+    names = [d.volume.name for d in machine.devices if isinstance(d, Disk) and d.volume is not None]
+    size = 2**21 if verb == "volume-resize" else 2**20
+    return names == has and host.volumes() == {"data": size}
+
+
+@pytest.mark.parametrize(("verb", "place"), VOLUME_PLACES)
+@pytest.mark.parametrize("how", ["fails", "dies"])
+@needs_qemu_img
+async def test_a_volume_has_its_old_state_or_its_new_one(
+    host: FakeHost, verb: str, place: str, how: str
+) -> None:
+    parameters, after = VOLUME_CASES[verb]
+    faults = Scripted(verb=verb, error=DaemonDied if how == "dies" else lambda: OSError("injected"))
+    await host.boot(faults)
+    if verb != "volume-create":
+        await host.do("volume-create", "data", size="1MiB")
+    before = host.volumes()
+    faults.place = place
+    asked = await host.submit(verb, "data", **parameters)
+    await faults_reached(faults)
+    if how == "dies":
+        await host.die()
+        await host.boot()
+    operation = await host.ended(asked.uid)
+    assert operation.state is (OperationState.DONE if how == "dies" else OperationState.FAILED)
+    if how == "fails":
+        assert host.volumes() in (before, after)
+        if host.volumes() != after:
+            again = await host.do(verb, "data", **parameters)
+            assert again.state is OperationState.DONE, again.problem
+    assert host.volumes() == after
+    disks = sorted(host.home.volumes.rglob("*.qcow2"))
+    assert len(disks) == len(after)
+    assert {path.parent.name for path in host.home.volumes.rglob("*")} <= {
+        "volumes",
+        *(path.parent.name for path in disks),
+    }
+    for path in disks:
+        assert (await run(["qemu-img", "check", "-q", str(path)], check=False)).exit_status == 0
+        assert await virtual_size(path) in after.values()
 
 
 async def faults_reached(faults: Scripted) -> None:

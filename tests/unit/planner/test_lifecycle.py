@@ -27,6 +27,9 @@ ACCEPTED = {
     "resume": "P",
     "rm": "CSX",
     "create": "CgRPsSX",
+    "attach": "CRPSX",
+    "volume-resize": "CRPSX",
+    "detach": "CRSX",
 }
 
 
@@ -61,6 +64,12 @@ def test_rm_with_force_is_accepted_anywhere() -> None:
         ("rm", "rm", "join"),
         ("start", "rm", "refuse"),
         ("kill", "rm", "refuse"),
+        ("attach", "start", "queue"),
+        ("attach", "detach", "queue"),
+        ("detach", "attach", "queue"),
+        ("kill", "detach", "preempt"),
+        ("stop", "detach", "preempt"),
+        ("stop", "attach", "queue"),
     ],
 )
 def test_busy(verb: str, busy: str, action: str) -> None:

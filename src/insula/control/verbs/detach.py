@@ -37,4 +37,5 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
 
 
 def conclude(desk: Desk, operation: Operation, succeeded: bool) -> Conclusion:
-    return forget(desk, operation) if succeeded else NOTHING
+    # What its guest has let go of is no more the machine's, also where a later step failed.
+    return forget(desk, operation) if succeeded or operation.remembered.get("released") else NOTHING

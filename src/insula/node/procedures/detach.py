@@ -1,6 +1,7 @@
 """detach: the guest lets go of a volume. Where it does not, the volume stays the machine's, and that is told.
 
-There is no undo: a disk that the guest has let go of is not pushed back on it. Said again, it goes on.
+There is no undo: a disk that the guest has let go of is not pushed back on it. That it has is remembered, and
+is the truth whatever fails afterwards.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ PATIENCE = 10.0  # seconds for a guest to let go of a disk; Linux takes 0.1 s wh
 
 def find_disk(context: MachineContext) -> Disk:
     """The disk that the operation's volume is, placed on this host."""
+    uid = context.parameters["volume_uid"]
     for device in context.placed.devices:
-        if isinstance(device, Disk) and device.volume is not None:
-            if device.volume.uid == context.parameters["volume_uid"]:
-                return device
+        if isinstance(device, Disk) and device.volume is not None and device.volume.uid == uid:
+            return device
     raise Bug(f"Machine '{context.operation.name}' has lost volume '{context.parameters['volume']}'.")
 
 
 async def unplug(context: MachineContext) -> None:
+    """Also what undoes `attach`."""
     disk = find_disk(context)
     if context.instance is not None:
         await context.instance.disks.detach(disk, PATIENCE)
@@ -37,5 +39,10 @@ async def unplug(context: MachineContext) -> None:
     context.outcome.update(volume=context.parameters["volume"])
 
 
+async def release(context: MachineContext) -> None:
+    await unplug(context)
+    await context.journal.remember(released=True)
+
+
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
-    return [Step("unplug", unplug)]
+    return [Step("unplug", release)]
