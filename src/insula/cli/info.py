@@ -11,7 +11,7 @@ from insula.kit.units import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.client.types import ExitInfo, MachineInfo
+    from insula.client.types import AttachedVolumeInfo, ExitInfo, MachineInfo
 
 _CAUSES = {
     "guest-shutdown": "the guest powered itself off",
@@ -57,6 +57,7 @@ def _render(info: MachineInfo) -> str:
         ("engine", info["engine_version"]),
         ("agent", info["agent"]),
         ("network", _network(info)),
+        ("volumes", ", ".join(_volume(volume) for volume in info["volumes"])),
         ("addresses", ", ".join(info["addresses"])),
         ("run policy", _policy(info)),
         ("directory", info["directory"]),
@@ -78,6 +79,11 @@ def _network(info: MachineInfo) -> str:
         f"{p['host_address']}:{p['host_port']} -> {p['guest_port']}/{p['protocol']}" for p in info["publish"]
     ]
     return ", ".join([info["network"], *ports])
+
+
+def _volume(volume: AttachedVolumeInfo) -> str:
+    how = f"{volume['bus']}, read-only" if volume["read_only"] else volume["bus"]
+    return f"{volume['name']} ({how})"
 
 
 def _policy(info: MachineInfo) -> str:

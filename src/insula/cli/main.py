@@ -34,6 +34,9 @@ GROUPS = {
         "shell": "Sit down at a machine's serial console",
         "logs": "Print what a machine has written to its serial console",
     },
+    "Volumes": {
+        "volume": "Make, list, attach, detach, resize, clone and remove volumes",
+    },
     "Images": {
         "image": "Build, list, show and remove images",
     },

@@ -72,6 +72,7 @@ def _add_machine_options(p: Parser) -> None:
     p.option("--agent", choices=("insula", "qemu", "none"), help="which guest agent to talk to")
     p.option("--network", choices=("none", "isolated", "user"), help="what it reaches (default: the image's)")
     p.option("-p", "--publish", metavar="HOST:GUEST", repeat=True, help="a port of the host for it")
+    p.option("--volume", metavar="VOLUME[:ro][:scsi]", repeat=True, help="a volume that it gets")
     p.option(
         "--run-policy", choices=("always", "keep", "once"), help="when it starts by itself (default: keep)"
     )
@@ -149,6 +150,7 @@ def _spec(options: Options, *, removed_by_itself: bool) -> dict[str, Any]:
         agent=options.agent,
         network=options.network,
         publish=options.publish,
+        volumes=options.volume,
         run_policy=options.run_policy,
         ephemeral=removed_by_itself,
         cloud_init={

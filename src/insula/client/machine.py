@@ -156,6 +156,15 @@ class Machine:
         self.name = name
         return info
 
+    def attach(self, volume: str, *, read_only: bool = False, bus: str = "virtio") -> OperationInfo:
+        """Give the machine a volume, at once when it runs. bus: 'virtio' or 'scsi'. The outcome's `serial`
+        tells by which serial number the guest finds it."""
+        return self.submit("attach", {"volume": volume, "read_only": read_only, "bus": bus}).wait()
+
+    def detach(self, volume: str) -> OperationInfo:
+        """Take a volume back. Conflict 'disk-not-released' when the guest does not let go of it."""
+        return self.submit("detach", {"volume": volume}).wait()
+
     def submit_remove(self, *, force: bool = False) -> Operation:
         """Ask for the removal without waiting for its end."""
         target = with_query(self.path, force=force)

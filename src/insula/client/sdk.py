@@ -13,6 +13,7 @@ from insula.client.events import watch_events
 from insula.client.machine import ExecResult, Machine
 from insula.client.operation import Operation
 from insula.client.transport import Transport
+from insula.client.volume import Volume
 from insula.client.wire import quote, with_query
 
 TYPE_CHECKING = False
@@ -29,9 +30,10 @@ if TYPE_CHECKING:
         ImageInfo,
         MachineInfo,
         RecipeInfo,
+        VolumeInfo,
     )
 
-__all__ = ["Client", "ExecResult", "Machine", "Operation", "connect", "run"]
+__all__ = ["Client", "ExecResult", "Machine", "Operation", "Volume", "connect", "run"]
 
 _STOP_TIMEOUT = 30.0  # seconds a daemon gets to end: it finishes what it writes, no more
 
@@ -79,6 +81,7 @@ class Client:
         agent: str | None = None,
         network: str | None = None,
         publish: Sequence[str] = (),
+        volumes: Sequence[str] = (),
         hostname: str | None = None,
         user: str | None = None,
         ssh_keys: Sequence[str] = (),
@@ -91,9 +94,9 @@ class Client:
     ) -> Machine:
         """A new machine of an image, which is built if need be. What is None is the image's default.
 
-        memory, disk_size: bytes, or text such as '1GiB'. publish: 'HOST:GUEST' ports. ssh_keys, user_data:
-        the keys and the document themselves. ephemeral: removed by itself once it has ended. start: start it
-        too.
+        memory, disk_size: bytes, or text such as '1GiB'. publish: 'HOST:GUEST' ports. volumes: names, as
+        'data', 'data:ro' or 'data:scsi'. ssh_keys, user_data: the keys and the document themselves.
+        ephemeral: removed by itself once it has ended. start: start it too.
         """
         spec = machine_spec(
             image,
@@ -107,6 +110,7 @@ class Client:
             agent=agent,
             network=network,
             publish=list(publish),
+            volumes=list(volumes),
             cloud_init={
                 "hostname": hostname,
                 "user": user,
@@ -130,6 +134,27 @@ class Client:
         machine = self.create(image, start=True, **options)
         machine.rm = rm
         return machine
+
+    # Volumes
+
+    def volumes(self, project: str | None = None) -> list[Volume]:
+        """All volumes (of a project), each with its `last_info`."""
+        target = f"/v1/projects/{quote(project)}/volumes" if project else "/v1/volumes"
+        found: list[VolumeInfo] = self.transport.call("GET", target)
+        return [Volume(self.transport, info["name"], info["project"], info=info) for info in found]
+
+    def volume(self, name: str, project: str = "default") -> Volume:
+        """The volume of that name. Asks nothing: a name nobody has is an error of the first verb."""
+        return Volume(self.transport, name, project)
+
+    def submit_create_volume(self, name: str, size: int | str, project: str = "default") -> Operation:
+        target = f"/v1/projects/{quote(project)}/volumes"
+        return Operation(self.transport, self.transport.call("POST", target, {"name": name, "size": size}))
+
+    def create_volume(self, name: str, size: int | str, project: str = "default") -> Volume:
+        """A new, empty volume. size: bytes, or text such as '10GiB'."""
+        self.submit_create_volume(name, size, project).wait()
+        return Volume(self.transport, name, project)
 
     # Images
 

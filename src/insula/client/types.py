@@ -31,6 +31,36 @@ class ExitInfo(TypedDict):
     serial: str
 
 
+class AttachedVolumeInfo(TypedDict):
+    """A volume that a machine has. serial: by which its guest finds it."""
+
+    name: str
+    read_only: bool
+    bus: str
+    serial: str
+
+
+class VolumeUserInfo(TypedDict):
+    machine: str
+    read_only: bool
+
+
+class VolumeInfo(TypedDict):
+    """A volume as `GET .../volumes/NAME` and `insula volume ls --json` have it."""
+
+    name: str
+    project: str
+    uid: str
+    generation: int
+    created: str
+    size_bytes: int
+    allocated_bytes: int
+    format: str
+    serial: str
+    attached_to: list[VolumeUserInfo]
+    directory: str
+
+
 class MachineInfo(TypedDict):
     """A machine as `GET .../machines/NAME` and `insula ls --json` have it. Times are ISO 8601 in UTC."""
 
@@ -54,6 +84,7 @@ class MachineInfo(TypedDict):
     boot: str
     network: str
     publish: list[PublishInfo]
+    volumes: list[AttachedVolumeInfo]
     accelerator: AcceleratorInfo | None
     engine_version: str
     agent: str

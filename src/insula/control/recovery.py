@@ -6,12 +6,13 @@ from datetime import datetime
 
 from insula.kit.clock import utc_now
 from insula.kit.errors import InsulaError
-from insula.kit.paths import MACHINE_DOCUMENT, VOLUME_DOCUMENT, Home
+from insula.kit.paths import MACHINE_DOCUMENT, VOLUME_DISK, VOLUME_DOCUMENT, Home
 from insula.model.base import Document
 from insula.model.machine import Machine, Power
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
 from insula.model.volume import Volume
+from insula.storage.volumes import virtual_size
 from insula.store.protocol import Change, Put
 from insula.store.sqlite import open_ledger, set_aside
 
@@ -45,7 +46,8 @@ async def recover_ledger(home: Home, now: datetime | None = None) -> list[str]:
                 continue
             try:
                 volume = Volume.model_validate_json((directory / VOLUME_DOCUMENT).read_bytes())
-                await store.commit([Put(volume, expect=0)])
+                size = await virtual_size(directory / VOLUME_DISK)  # the copy is of the time it was made
+                await store.commit([Put(volume.changed(size_bytes=size), expect=0)])
                 told.append(f"Volume '{volume.name}' was recovered.")
             except (OSError, ValueError, InsulaError) as error:
                 told.append(f"'{directory}' was left alone, its document cannot be used: {error}")

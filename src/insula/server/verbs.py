@@ -1,4 +1,4 @@
-"""The verbs on a machine: start, stop, restart, reset, pause, resume, kill, rename."""
+"""The verbs on a machine: start, stop, restart, reset, pause, resume, kill, rename, attach, detach."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from insula.control.control import VerbRequest
 from insula.model.base import Duration, Name, Value
+from insula.model.volume import VolumeMount
 from insula.server.answer import submit_and_answer, verb_responses
 from insula.server.parameters import IfMatch, Wait, parse_if_match
 from insula.server.problems import problems
@@ -35,6 +36,12 @@ class RenameParameters(Value):
     """name: the new one, a DNS label."""
 
     name: Name
+
+
+class DetachParameters(Value):
+    """volume: its name."""
+
+    volume: Name
 
 
 def _said(body: Value | None) -> dict[str, Any]:
@@ -121,3 +128,29 @@ async def rename_machine(
 ) -> Response:
     """Give the machine another name; uid, disks and addresses stay."""
     return await _submit(request, "rename", body, wait, if_match)
+
+
+@router.post("/attach", operation_id="attach_volume", response_model=None, responses=verb_responses(412))
+async def attach_volume(
+    request: Request,
+    project: str,
+    name: str,
+    body: VolumeMount,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Give the machine a volume, at once when it runs. One machine may write to it, or any number read it."""
+    return await _submit(request, "attach", body, wait, if_match)
+
+
+@router.post("/detach", operation_id="detach_volume", response_model=None, responses=verb_responses(412))
+async def detach_volume(
+    request: Request,
+    project: str,
+    name: str,
+    body: DetachParameters,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Take a volume back; done once the guest has let go of it, refused (409) when it does not."""
+    return await _submit(request, "detach", body, wait, if_match)

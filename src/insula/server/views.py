@@ -8,9 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, create_model
 
-from insula.control.control import MachineState
-from insula.kit.paths import Home
+from insula.control.control import MachineState, VolumeState
+from insula.kit.paths import VOLUME_DISK, Home
 from insula.model.base import Value
+from insula.model.device import DeviceBase
+from insula.model.device.disk import Bus, Disk
 from insula.model.device.nic import NetworkMode, Nic, Publish
 from insula.model.image import BootMode
 from insula.model.machine import Power, RunPolicy
@@ -18,6 +20,16 @@ from insula.model.observation import AcceleratorFact, AgentState, ExitEvidence, 
 from insula.model.operation import Operation
 from insula.server.info import DaemonInfo
 from insula.storage.recipe import Recipe
+from insula.storage.volumes import allocated_bytes
+
+
+class AttachedVolumeView(Value):
+    """A volume that a machine has. serial: by which its guest finds it, as in /dev/disk/by-id."""
+
+    name: str
+    read_only: bool
+    bus: Bus
+    serial: str
 
 
 class MachineView(Value):
@@ -46,6 +58,7 @@ class MachineView(Value):
     boot: BootMode
     network: NetworkMode
     publish: tuple[Publish, ...]
+    volumes: tuple[AttachedVolumeView, ...]
     accelerator: AcceleratorFact | None
     engine_version: str
     agent: AgentState
@@ -79,12 +92,60 @@ def view_machine(state: MachineState, home: Home) -> MachineView:
         boot=document.boot,
         network=nic.mode if nic is not None else NetworkMode.NONE,
         publish=nic.publish if nic is not None else (),
+        volumes=tuple(_attached_volumes(document.devices)),
         accelerator=seen.accelerator,
         engine_version=seen.engine_version,
         agent=seen.agent,
         restarts=seen.restarts,
         directory=str(home.machine(document.uid)),
         last_exit=seen.last_exit,
+    )
+
+
+def _attached_volumes(devices: Iterable[DeviceBase]) -> Iterable[AttachedVolumeView]:
+    for device in devices:
+        if isinstance(device, Disk) and device.volume is not None:
+            yield AttachedVolumeView.model_construct(
+                name=device.volume.name, read_only=device.read_only, bus=device.bus, serial=device.serial
+            )
+
+
+class VolumeUserView(Value):
+    machine: str
+    read_only: bool
+
+
+class VolumeView(Value):
+    """A volume. size_bytes: what a guest sees; allocated_bytes: what it takes on the host now."""
+
+    name: str
+    project: str
+    uid: str
+    generation: int
+    created: datetime
+    size_bytes: int
+    allocated_bytes: int
+    format: str
+    serial: str
+    attached_to: tuple[VolumeUserView, ...]
+    directory: str
+
+
+def view_volume(state: VolumeState, home: Home) -> VolumeView:
+    document = state.document
+    directory = home.volume(document.uid)
+    return VolumeView(
+        name=document.name,
+        project=document.project,
+        uid=document.uid,
+        generation=document.generation,
+        created=document.created,
+        size_bytes=document.size_bytes,
+        allocated_bytes=allocated_bytes(directory / VOLUME_DISK),
+        format=document.format,
+        serial=document.uid,
+        attached_to=tuple(VolumeUserView(machine=m, read_only=ro) for m, ro in state.attached_to),
+        directory=str(directory),
     )
 
 

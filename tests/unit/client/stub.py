@@ -232,6 +232,7 @@ def machine(name: str = "web", **fields: Any) -> dict[str, Any]:
         "boot": "direct",
         "network": "user",
         "publish": [{"host_address": "127.0.0.1", "host_port": 2222, "guest_port": 22, "protocol": "tcp"}],
+        "volumes": [],
         "accelerator": {"name": "tcg", "reason": "KVM opens and does not run"},
         "engine_version": "7.2.9",
         "agent": "connected",

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from insula.control.control import MachineState, VerbRequest
+from insula.control.control import MachineState, VerbRequest, VolumeState
 from insula.control.desk import MachineNotFound, StaleGeneration
 from insula.control.port import ExecRequest
+from insula.control.volumes import VolumeNotFound
 from insula.engine.agent.protocol import ExitStatus, command_not_found
 from insula.engine.errors import ConsoleBusy
 from insula.kit.aio import Cell
@@ -201,6 +202,7 @@ class FakeControl:
 
     node: FakeNode = field(default_factory=FakeNode)
     machines: dict[tuple[str, str], MachineState] = field(default_factory=dict)
+    volumes: dict[tuple[str, str], VolumeState] = field(default_factory=dict)
     requests: list[VerbRequest] = field(default_factory=list)
     operations: dict[str, Cell[Operation]] = field(default_factory=dict)
     changes: Cell[int] = field(default_factory=lambda: Cell(0))
@@ -231,7 +233,8 @@ class FakeControl:
             raise self.failure
         self.requests.append(request)
         of_image = request.verb.startswith("image")
-        if not of_image and request.verb != "create":
+        of_volume = request.verb.startswith("volume")
+        if not of_image and not of_volume and request.verb != "create":
             state = await self.find_machine(request.project, request.name)
             if request.if_generation not in (None, state.document.generation):
                 raise StaleGeneration(f"Machine '{request.name}' has changed.", hint="Look again.")
@@ -242,7 +245,7 @@ class FakeControl:
             project=request.project,
             created=NOW,
             verb=request.verb,
-            target_kind="image" if of_image else "machine",
+            target_kind="image" if of_image else "volume" if of_volume else "machine",
             target="0" * 16,
             parameters=request.parameters,
         )
@@ -262,6 +265,14 @@ class FakeControl:
         if self.failure is not None:
             raise self.failure
         return [state for (of, _), state in self.machines.items() if project in (None, of)]
+
+    async def find_volume(self, project: str, name: str) -> VolumeState:
+        if (project, name) not in self.volumes:
+            raise VolumeNotFound(f"There is no volume '{name}'.", hint="insula volume ls")
+        return self.volumes[(project, name)]
+
+    async def list_volumes(self, project: str | None) -> list[VolumeState]:
+        return [state for (of, _), state in self.volumes.items() if project in (None, of)]
 
     async def find_operation(self, uid: str) -> Operation:
         if uid not in self.operations:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import httpx
 import pytest
 
+from insula.control.request import VolumeState
 from insula.model.observation import Phase
+from insula.model.volume import Volume
 from insula.server.info import DaemonInfo
-from tests.unit.server.fake_control import DIGEST, FakeControl, machine
+from tests.unit.server.fake_control import DIGEST, NOW, FakeControl, machine
 
 WEB = "/v1/projects/default/machines/web"
 
@@ -75,6 +77,7 @@ async def test_machine_object(api: httpx.AsyncClient, daemon: DaemonInfo, contro
         "boot": "direct",
         "network": "isolated",
         "publish": [{"host_port": 2222, "guest_port": 22, "host_address": "127.0.0.1", "protocol": "tcp"}],
+        "volumes": [],
         "accelerator": {"name": "tcg", "reason": "no KVM here"},
         "engine_version": "7.2",
         "agent": "connected",
@@ -168,3 +171,27 @@ async def test_events_that_are_kept(api: httpx.AsyncClient, control: FakeControl
         "/v1/events", params={"follow": "false", "after": 0}, headers={"Last-Event-ID": "1"}
     )
     assert resumed.text == later.text
+
+
+async def test_volumes(api: httpx.AsyncClient, control: FakeControl) -> None:
+    volume = Volume(uid="09d3c1a45b7e2f68", name="data", created=NOW, size_bytes=2**30)
+    control.volumes[("default", "data")] = VolumeState(volume, (("web", True),))
+    told = (await api.get("/v1/projects/default/volumes/data")).json()
+    assert told["size_bytes"] == 2**30
+    assert told["serial"] == "09d3c1a45b7e2f68"
+    assert told["attached_to"] == [{"machine": "web", "read_only": True}]
+    assert (await api.get("/v1/volumes")).json() == [told]
+    path = "/v1/projects/default/volumes"
+    assert (await api.post(path, json={"name": "new", "size": "1GiB"})).status_code == 202
+    assert (await api.post(f"{path}/data/resize", json={"size": "2GiB"})).status_code == 202
+    assert (await api.post(f"{path}/data/clone", json={"name": "copy"})).status_code == 202
+    assert (await api.delete(f"{path}/data")).status_code == 202
+    said = [(request.verb, request.name, request.parameters) for request in control.requests]
+    assert said == [
+        ("volume-create", "new", {"size": 2**30}),
+        ("volume-resize", "data", {"size": 2**31}),
+        ("volume-clone", "data", {"name": "copy"}),
+        ("volume-rm", "data", {}),
+    ]
+    assert (await api.get(f"{path}/dato")).status_code == 404
+    assert (await api.post(path, json={"name": "new", "size": 1})).status_code == 422
