@@ -1,4 +1,4 @@
-"""Volumes in a real guest: attached, written, grown, read only, full, and a daemon that dies in the middle."""
+"""Volumes in a real guest: attached, written, grown, read only, full, and a daemon that dies meanwhile."""
 
 from __future__ import annotations
 
