@@ -172,3 +172,49 @@ async def test_a_copy_that_cannot_be_finished_leaves_nothing(
     assert (await host.do("volume-clone", "data", name="copy")).problem is None
     for path in host.home.volumes.rglob("*.qcow2"):
         assert (await run(["qemu-img", "check", "-q", str(path)])).exit_status == 0
+
+
+@pytest.mark.parametrize("verb", ["attach", "detach"])
+async def test_a_monitor_that_is_killed_meanwhile_holds_no_volume(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    await host.do("volume-create", "data", size="1MiB")
+    await host.run("web", volumes=["data"] if verb == "detach" else [])
+    machine = host.world.machine("web")
+    work = getattr(machine.disks, verb)
+
+    async def killed(*arguments: Any) -> None:
+        machine.crash(128 + 9)
+        await work(*arguments)
+
+    monkeypatch.setattr(machine.disks, verb, killed)
+    operation = await host.do(verb, volume="data")
+    assert operation.state is (OperationState.FAILED if verb == "attach" else OperationState.DONE)
+    assert host.seen().phase is Phase.CRASHED
+    assert volumes_of(host) == []
+    assert (await host.do("volume-rm", "data")).problem is None
+
+
+async def test_a_start_behind_a_failed_attach_is_without_its_disk(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start was asked for while the attach was under way, and must see what became of it."""
+    await host.do("volume-create", "data", size="1MiB")
+    await host.run("web")
+    machine = host.world.machine("web")
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def fails(disk: Disk) -> None:
+        begun.set()
+        await ended.wait()
+        raise OSError("injected")
+
+    monkeypatch.setattr(machine.disks, "attach", fails)
+    attach = await host.submit("attach", volume="data")
+    await begun.wait()
+    restart = await host.submit("restart")
+    ended.set()
+    assert (await host.ended(attach.uid)).state is OperationState.FAILED
+    assert (await host.ended(restart.uid)).state is OperationState.DONE
+    assert host.world.machine("web").disks.open == {}
+    assert volumes_of(host) == []
