@@ -195,26 +195,41 @@ async def test_a_monitor_that_is_killed_meanwhile_holds_no_volume(
     assert (await host.do("volume-rm", "data")).problem is None
 
 
-async def test_a_start_behind_a_failed_attach_is_without_its_disk(
+async def test_an_operation_begins_once_its_predecessor_has_been_concluded(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The start was asked for while the attach was under way, and must see what became of it."""
+    """A start behind an attach that failed must see a document without the disk."""
+    assert host.control is not None
+    assert host.store is not None
     await host.do("volume-create", "data", size="1MiB")
     await host.run("web")
     machine = host.world.machine("web")
-    begun, ended = asyncio.Event(), asyncio.Event()
+    begun, ended, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    conclude = host.control._concluder.conclude
 
-    async def fails(disk: Disk) -> None:
+    async def killed(disk: Disk) -> None:
         begun.set()
         await ended.wait()
+        machine.crash(128 + 9)
         raise OSError("injected")
 
-    monkeypatch.setattr(machine.disks, "attach", fails)
+    async def held(operation: Operation) -> None:
+        await gate.wait()
+        await conclude(operation)
+
+    monkeypatch.setattr(machine.disks, "attach", killed)
+    monkeypatch.setattr(host.control._concluder, "conclude", held)
     attach = await host.submit("attach", volume="data")
     await begun.wait()
-    restart = await host.submit("restart")
+    start = await host.submit("start")
     ended.set()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.15):
+            await host.store.wait(
+                Operation, start.uid, lambda o: o is not None and o.state is not OperationState.QUEUED
+            )
+    gate.set()
     assert (await host.ended(attach.uid)).state is OperationState.FAILED
-    assert (await host.ended(restart.uid)).state is OperationState.DONE
+    assert (await host.ended(start.uid)).state is OperationState.DONE
     assert host.world.machine("web").disks.open == {}
     assert volumes_of(host) == []
