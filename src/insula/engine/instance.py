@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from insula.engine import evidence
+from insula.engine import evidence, state
 from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
 from insula.engine.console import SerialConsole
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
+from insula.engine.plan import MEMORY_DESCRIPTOR
 from insula.engine.process import Process
 from insula.engine.protocol import (
     AgentPortChanged,
@@ -28,7 +31,7 @@ from insula.engine.protocol import (
     ShuttingDown,
 )
 from insula.engine.qmp import Event, Monitor
-from insula.kit.aio import Cell, Crew
+from insula.kit.aio import Cell, Crew, cancel_and_wait
 from insula.kit.clock import monotonic
 from insula.kit.paths import AGENT_SOCKET, QGA_SOCKET, QMP_SOCKET, SERIAL_SOCKET
 from insula.model.observation import ExitEvidence, ProcessIdentity
@@ -78,6 +81,7 @@ class QemuInstance:
         self._io_error: str = ""
         self._last_reset = -_FIRMWARE_RESETS
         self._killed = False
+        self._woken = False  # a fork that was given its state, and has not run yet
         self._was_resumed = False  # QEMU calls a machine that was reset while paused 'prelaunch' again
         self._agent: Agent | None = None
         self._agent_lock = asyncio.Lock()
@@ -100,7 +104,7 @@ class QemuInstance:
 
     async def state(self) -> RunState:
         status = str((await self._execute("query-status"))["status"])
-        if status in ("prelaunch", "inmigrate") and not self._was_resumed:
+        if not self._was_resumed and (status in ("prelaunch", "inmigrate") or self._woken):
             return "prepared"
         return "running" if status == "running" else "paused"
 
@@ -115,6 +119,13 @@ class QemuInstance:
             name = self._agent_socket_name
             port_open = any(entry["frontend-open"] for entry in sockets if name in entry["filename"])
         self._situation.set(replace(self._situation.value, running=state == "running", port_open=port_open))
+
+    async def wake(self) -> None:
+        """Learn how a fork was when its template was frozen. Raises EngineLost."""
+        self._woken = True
+        await self.synchronise()
+        if self._situation.value.port_open:
+            self._tell(AgentPortChanged(open=True))
 
     async def _pump_events(self) -> None:
         """Translate until the process ends; a session that breaks before is opened again."""
@@ -213,6 +224,24 @@ class QemuInstance:
 
     async def _execute(self, command: str, **arguments: Any) -> Any:
         return await self._monitor.execute(command, **arguments)
+
+    # Freezing it
+
+    def open_memory(self) -> int:
+        """A descriptor of the memory of a machine launched with shareable memory. Raises EngineLost."""
+        try:
+            return os.open(f"/proc/{self.identity.pid}/fd/{MEMORY_DESCRIPTOR}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise EngineLost(f"Machine '{self.plan.name}' ended before it could be frozen.") from error
+
+    async def save_and_end(self, path: Path) -> None:
+        """Stop the vCPUs for good, write the state of the devices to `path`, and end the process."""
+        await self._drop_agent()
+        await self.pause()
+        await cancel_and_wait(self._pump)  # from here on we listen ourselves
+        await state.save(self._monitor, path)
+        await self._execute("quit")
+        await self.wait_exit()
 
     # Its end
 

@@ -24,6 +24,7 @@ class EngineFacts:
 
     kvm_refused: why KVM is not used, "" where it is. kvm_mend: what would mend that, "" if nothing is known.
     machine_types: alias -> versioned name. features: what this build of the monitor was found to have.
+    build: changes with every other build of the monitor, also of the same version.
     """
 
     version: str
@@ -33,6 +34,7 @@ class EngineFacts:
     machine_types: dict[str, str]
     features: frozenset[str] = frozenset()
     kvm_mend: str = ""
+    build: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,28 @@ class BootFiles:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Where a machine's memory comes from.
+
+    shareable: it can be frozen, and forks made of it. template: the directory of a frozen machine which this
+    one is a fork of: it wakes up with a copy-on-write view of that one's memory, in the middle of what that
+    one was doing.
+    """
+
+    shareable: bool = False
+    template: Path | None = None
+
+
+OWN_MEMORY = Memory()
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
     """Everything that decides how a machine is launched: frozen, readable, stored in its run directory.
 
     directory: the machine's directory; argv names files in it relatively and runs with it as working
-    directory. argv: the monitor's command line. accelerator: which and why. has_agent: protocol of the
-    agent port, if any.
+    directory. argv: the monitor's command line. accelerator: which and why. agent: protocol of the agent
+    port, if any. memory_bytes: what the guest has. memory: where that comes from.
     """
 
     uid: str
@@ -61,6 +79,8 @@ class LaunchPlan:
     engine_version: str
     agent: Literal["insula", "qemu"] | None
     has_console: bool
+    memory_bytes: int = 0
+    memory: Memory = OWN_MEMORY
 
 
 # What a live machine tells. Each is a frozen value; `Exited` is always the last.
@@ -173,14 +193,35 @@ class Engine(Protocol):
     async def facts(self) -> EngineFacts:
         """Probed by running, cached per boot of the host. Raises EngineMissing."""
 
-    def plan(self, machine: Machine, files: BootFiles, directory: Path, facts: EngineFacts) -> LaunchPlan:
+    def plan(
+        self,
+        machine: Machine,
+        files: BootFiles,
+        directory: Path,
+        facts: EngineFacts,
+        memory: Memory = OWN_MEMORY,
+    ) -> LaunchPlan:
         """Pure: the same values give the same plan. Raises AcceleratorUnavailable, UnsupportedDevice."""
 
     async def launch(self, plan: LaunchPlan) -> Instance:
         """Start the process, vCPUs standing ('prepared'). Idempotent: a live process is adopted instead.
 
-        Raises LaunchFailed with exit status, command, last stderr and serial tail; nothing is left running.
+        Raises LaunchFailed with exit status, command, last stderr and serial tail, and TemplateGone when the
+        memory it is to be a fork of is not there any more; nothing is left running.
         """
+
+    async def freeze(self, instance: Instance) -> None:
+        """Make a template of a machine that was launched with shareable memory: its directory.
+
+        Its vCPUs stand, the state of its devices is written there, its process ends, and its memory, which
+        nobody can change any more, stays in the host's memory until `discard` or the host's end.
+        """
+
+    def frozen_bytes(self, directory: Path) -> int | None:
+        """How much of the host's memory the frozen machine of this directory holds; None: it is none."""
+
+    async def discard(self, directory: Path) -> None:
+        """Let go of a frozen machine's memory; forks of it live on, with what they share. Idempotent."""
 
     async def adopt(self, directory: Path) -> Instance | None:
         """The live machine of this directory, or None when none lives (never a recycled pid)."""

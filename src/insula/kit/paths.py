@@ -5,6 +5,7 @@ HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_D
   host.json                  what was probed about this host, cached per boot
   images/NAME/               images (elsewhere with $INSULA_IMAGES)
   machines/UID/              a machine: disks and run directory in one
+  templates/KEY/             a template: frozen disks and devices; its memory is a process's
   daemon/                    socket, lock, log of insulad
 """
 
@@ -28,6 +29,8 @@ SERIAL_SOCKET = "serial.sock"
 SERIAL_LOG = "serial.log"
 QEMU_STDERR = "qemu.stderr"
 SEED_ISO = "seed.iso"
+DEVICE_STATE = "device.state"  # of a frozen machine: its processors and devices, without memory
+TEMPLATE_DOCUMENT = "template.json"  # what a template is; there once it is whole
 
 DAEMON_SOCKET = "insula.sock"
 DAEMON_LOCK = "insulad.lock"
@@ -70,6 +73,10 @@ class Home:
     @property
     def machines(self) -> Path:
         return self.root / "machines"
+
+    @property
+    def templates(self) -> Path:
+        return self.root / "templates"
 
     @property
     def daemon(self) -> Path:
