@@ -150,6 +150,7 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
     from insula.control.recovery import KINDS, recover_ledger
     from insula.node.node import Node
     from insula.node.rooms import Rooms
+    from insula.node.templates import Templates, template_budget
     from insula.storage.images import ImageStore
     from insula.storage.recipe import recipe_names
     from insula.store.sqlite import open_ledger
@@ -165,7 +166,8 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
         qemu = engine = QemuEngine(home.host_facts)
         stack.push_async_callback(qemu.close)
     images = ImageStore(home.images, recipe_names([home.root / "recipes"]))
-    node = Node(Rooms(home, store, engine, images))
+    templates = Templates(home.templates, engine, images, template_budget())
+    node = Node(Rooms(home, store, engine, images, templates))
     stack.push_async_callback(node.close)
     control = Control(store, node)
     stack.push_async_callback(control.close)

@@ -382,6 +382,17 @@ class EngineConformance:
         assert bench.engine.frozen_bytes(template) is None
         assert {path.name for path in template.iterdir()} <= {LAUNCH_PLAN, COMMAND, QEMU_STDERR, SERIAL_LOG}
 
+    async def test_what_was_not_frozen_to_the_end_is_ended(self, bench: Bench) -> None:
+        facts = await bench.engine.facts()
+        plan = bench.engine.plan(machine(), BootFiles(), bench.directory, facts, Memory(shareable=True))
+        instance = await bench.engine.launch(plan)
+        assert await instance.processor_seconds() >= 0
+        daemon = bench.new_daemon()
+        await instance.detach()
+        assert daemon.frozen_bytes(bench.directory) is None
+        await daemon.discard(bench.directory)
+        assert await daemon.adopt(bench.directory) is None
+
     async def test_a_fork_of_what_is_not_there_is_refused(self, bench: Bench) -> None:
         template = await freeze_template(bench)
         await bench.engine.discard(template)

@@ -21,6 +21,7 @@ from insula.model.operation import Operation
 from insula.node.node import Node
 from insula.node.procedure import Faults
 from insula.node.rooms import Rooms
+from insula.node.templates import Templates
 from insula.storage.images import ImageStore
 from insula.store.sqlite import SqliteStore, open_ledger
 
@@ -57,6 +58,7 @@ class FakeHost:
     node: Node | None = None
     control: Control | None = None
     told: list[str] = field(default_factory=list)
+    template_budget: int = 0
 
     @property
     def home(self) -> Home:
@@ -66,7 +68,9 @@ class FakeHost:
         self.home.root.mkdir(parents=True, exist_ok=True)
         self.store = open_ledger(self.home.ledger, KINDS)
         images = ImageStore(self.home.images, ["micro"])
-        self.node = Node(Rooms(self.home, self.store, FakeEngine(self.world), images, faults or Faults()))
+        engine = FakeEngine(self.world)
+        templates = Templates(self.home.templates, engine, images, self.template_budget, idle_look=0.001)
+        self.node = Node(Rooms(self.home, self.store, engine, images, templates, faults or Faults()))
         self.control = Control(self.store, self.node)
         self.told = [*await self.node.start(), *await self.control.start()]
         return self.control

@@ -59,10 +59,10 @@ class Client:
         return Machine(self.transport, name, project)
 
     def submit_create(
-        self, spec: dict[str, Any], project: str = "default", *, start: bool = True
+        self, spec: dict[str, Any], project: str = "default", *, start: bool = True, cold: bool = False
     ) -> Operation:
         """Ask for a machine as docs/reference/rest.md's MachineSpec describes it, without waiting."""
-        target = with_query(f"/v1/projects/{quote(project)}/machines", start=start)
+        target = with_query(f"/v1/projects/{quote(project)}/machines", start=start, cold=cold or None)
         return Operation(self.transport, self.transport.call("POST", target, spec))
 
     def create(
@@ -87,13 +87,14 @@ class Client:
         ephemeral: bool = False,
         project: str = "default",
         start: bool = False,
+        cold: bool = False,
         progress: Progress | None = None,
     ) -> Machine:
         """A new machine of an image, which is built if need be. What is None is the image's default.
 
         memory, disk_size: bytes, or text such as '1GiB'. publish: 'HOST:GUEST' ports. ssh_keys, user_data:
         the keys and the document themselves. ephemeral: removed by itself once it has ended. start: start it
-        too.
+        too, as a fork of a template where that can be; cold: boot it all the same.
         """
         spec = machine_spec(
             image,
@@ -116,7 +117,7 @@ class Client:
             run_policy=run_policy,
             ephemeral=ephemeral,
         )
-        operation = self.submit_create(spec, project, start=start)
+        operation = self.submit_create(spec, project, start=start, cold=cold)
         try:
             info = operation.wait(progress)
         except KeyboardInterrupt:

@@ -322,6 +322,10 @@ class FakeInstance:
         machine.power_button_presses += 1
         machine.asked_to_power_off()
 
+    async def processor_seconds(self) -> float:
+        self._living()
+        return 0.0
+
     async def kill(self) -> ExitEvidence:
         self._machine.kill()
         return await self.wait_exit()
@@ -446,6 +450,9 @@ class FakeEngine:
         return None if guest is None else guest.memory_bytes
 
     async def discard(self, directory: Path) -> None:
+        if (machine := self.world.machines.get(directory)) is not None:
+            machine.kill()
+            self.forget(directory)
         self.world.frozen.pop(directory, None)
         (directory / DEVICE_STATE).unlink(missing_ok=True)
 

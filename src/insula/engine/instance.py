@@ -16,7 +16,7 @@ from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
 from insula.engine.console import SerialConsole
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
 from insula.engine.plan import MEMORY_DESCRIPTOR
-from insula.engine.process import Process
+from insula.engine.process import Process, read_stat
 from insula.engine.protocol import (
     AgentPortChanged,
     Console,
@@ -221,6 +221,10 @@ class QemuInstance:
 
     async def press_power_button(self) -> None:
         await self._execute("system_powerdown")
+
+    async def processor_seconds(self) -> float:
+        stat = read_stat(self.identity.pid)
+        return stat.processor_seconds if stat is not None else 0.0
 
     async def _execute(self, command: str, **arguments: Any) -> Any:
         return await self._monitor.execute(command, **arguments)

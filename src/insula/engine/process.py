@@ -59,10 +59,14 @@ _own_supervisors: dict[int, Child] = {}  # by pid, until they are reaped
 
 @dataclass(frozen=True)
 class Stat:
-    """Of /proc/PID/stat: the start time, and the session, which is the supervisor's pid."""
+    """Of /proc/PID/stat: the start time, and the session, which is the supervisor's pid.
+
+    processor_seconds: in user and kernel mode (fields 14 and 15, proc(5)).
+    """
 
     session: int
     start_time: int
+    processor_seconds: float
 
 
 def read_stat(pid: int) -> Stat | None:
@@ -72,7 +76,12 @@ def read_stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     words = text[text.rindex(")") + 2 :].split()
-    return Stat(session=int(words[3]), start_time=int(words[19]))
+    ticks = int(words[11]) + int(words[12])
+    return Stat(
+        session=int(words[3]),
+        start_time=int(words[19]),
+        processor_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+    )
 
 
 def read_identity(directory: Path) -> ProcessIdentity | None:

@@ -168,6 +168,9 @@ class Instance(Protocol):
     async def press_power_button(self) -> None:
         """ACPI: asks the guest to shut down; no answer is owed."""
 
+    async def processor_seconds(self) -> float:
+        """How much of the host's processors its process has used since its start."""
+
     async def kill(self) -> ExitEvidence:
         """End the process at once and wait until it has ended."""
 
@@ -221,7 +224,10 @@ class Engine(Protocol):
         """How much of the host's memory the frozen machine of this directory holds; None: it is none."""
 
     async def discard(self, directory: Path) -> None:
-        """Let go of a frozen machine's memory; forks of it live on, with what they share. Idempotent."""
+        """Let go of a frozen machine's memory; forks of it live on, with what they share.
+
+        A machine that lives in the directory, because it was not frozen to the end, is ended. Idempotent.
+        """
 
     async def adopt(self, directory: Path) -> Instance | None:
         """The live machine of this directory, or None when none lives (never a recycled pid)."""

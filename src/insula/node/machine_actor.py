@@ -124,7 +124,7 @@ class MachineActor(Actor):
             return
         event = message.event
         if isinstance(event, Resumed):
-            if self.observer.phase in (Phase.STARTING, Phase.PAUSED):
+            if self.observer.phase in (Phase.STARTING, Phase.PAUSED) and not self.seat.waking:
                 await self.observer.see(phase=Phase.RUNNING, reason="")
         elif isinstance(event, Paused):
             if self.observer.phase in (Phase.RUNNING, Phase.PAUSED):
@@ -212,8 +212,8 @@ class MachineActor(Actor):
         phase = seen.phase if seen is not None else Phase.RUNNING
         if state == "paused":
             phase = Phase.PAUSED
-        elif state == "running" and phase is not Phase.STOPPING:
-            phase = Phase.RUNNING
+        elif state == "running" and phase not in (Phase.STARTING, Phase.STOPPING):
+            phase = Phase.RUNNING  # one that was starting is so until its operation, which goes on, says so
         elif state == "prepared":
             phase = Phase.STARTING
         await self.observer.see(

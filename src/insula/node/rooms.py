@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from insula.engine.protocol import Engine
 from insula.kit.paths import Home
 from insula.node.procedure import Faults
+from insula.node.templates import Templates
 from insula.storage.images import ImageStore
 from insula.store.protocol import Store
 
@@ -19,4 +20,5 @@ class Rooms:
     store: Store
     engine: Engine
     images: ImageStore
+    templates: Templates
     faults: Faults = field(default_factory=Faults)

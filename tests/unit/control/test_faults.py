@@ -56,7 +56,16 @@ CASES: dict[str, tuple[str, dict[str, Any], Phase | None]] = {
     "rm": ("running", {"force": True}, None),
 }
 PLACES = {
-    "create": ["make directory", "make disks", "make seed", "record", "prepare", "launch", "run"],
+    "create": [
+        "make directory",
+        "find template",
+        "make disks",
+        "make seed",
+        "record",
+        "prepare",
+        "launch",
+        "run",
+    ],
     "start": ["prepare", "launch", "run"],
     "stop": ["ask the guest", "wait"],
     "restart": ["ask the guest", "wait", "prepare", "launch", "run"],

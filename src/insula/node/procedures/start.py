@@ -1,12 +1,19 @@
-"""start: prepare the directory, launch the process with its vCPUs standing, let them run."""
+"""start: prepare the directory, launch the process with its vCPUs standing, let them run.
+
+A fork of a template wakes up as its template. Until it has renewed its identity it stays `starting`, and
+nobody but us may speak to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from insula.engine.errors import TemplateGone
+from insula.engine.protocol import OWN_MEMORY, Memory
 from insula.model.observation import Observation, Phase
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
+from insula.node.renewal import renew
 
 
 async def prepare(context: MachineContext) -> None:
@@ -43,11 +50,21 @@ async def launch(context: MachineContext) -> None:
         return
     engine = context.rooms.engine
     facts = await engine.facts()
-    plan = engine.plan(context.machine, context.boot_files(), context.directory, facts)
-    context.attach(await engine.launch(plan))
+    key = context.journal.remembered.get("template")
+    memory = Memory(template=context.rooms.templates.directory(key)) if key else OWN_MEMORY
+    try:
+        plan = engine.plan(context.machine, context.boot_files(), context.directory, facts, memory)
+        instance = await engine.launch(plan)
+    except TemplateGone:
+        # It gave way to another one just now. Its disks stayed, so the machine can boot from them.
+        plan = engine.plan(context.machine, context.boot_files(), context.directory, facts)
+        instance = await engine.launch(plan)
+    context.seat.waking = plan.memory.template is not None
+    context.attach(instance)
 
 
 async def undo_launch(context: MachineContext) -> None:
+    context.seat.waking = False
     instance = context.instance
     if instance is None:
         # It may live unseen: launched, and the daemon or we ended before it was attached.
@@ -61,14 +78,20 @@ async def undo_launch(context: MachineContext) -> None:
 
 
 async def run(context: MachineContext) -> None:
-    """The vCPUs run, and it is recorded that they do."""
+    """The vCPUs run, and it is recorded that they do; of a fork, once it is itself."""
     instance = context.instance
     if instance is None:
         return
+    forked = instance.plan.memory.template is not None
+    context.seat.waking = forked
     if await instance.state() != "running":
         await instance.resume()
+    if forked:
+        context.outcome["renewed"] = await renew(context, instance)
+        context.seat.waking = False
     if context.instance is None:
         return  # it has ended again already; its end was seen and is the truth
+    context.outcome["booted"] = context.journal.remembered.get("why_booted", "") if not forked else ""
     seen = context.observer.seen
     await context.observer.see(
         phase=Phase.RUNNING if seen is None or seen.phase is Phase.STARTING else seen.phase,
