@@ -34,8 +34,9 @@ GROUPS = {
         "shell": "Sit down at a machine's serial console",
         "logs": "Print what a machine has written to its serial console",
     },
-    "Images": {
+    "Images and templates": {
         "image": "Build, list, show and remove images",
+        "template": "List and remove the templates that launches are forked from",
     },
     "The host": {
         "doctor": "Say what this host has and lacks, and how to mend it",

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ImageInfo,
         MachineInfo,
         RecipeInfo,
+        TemplateInfo,
     )
 
 __all__ = ["Client", "ExecResult", "Machine", "Operation", "connect", "run"]
@@ -161,6 +162,28 @@ class Client:
     def remove_image(self, name: str) -> None:
         self.submit_remove_image(name).wait()
 
+    # Templates
+
+    def templates(self) -> list[TemplateInfo]:
+        """The frozen machines that launches are forked from, the one used last first."""
+        found: list[TemplateInfo] = self.transport.call("GET", "/v1/templates")
+        return found
+
+    def submit_remove_template(self, name: str) -> Operation:
+        return Operation(self.transport, self.transport.call("DELETE", f"/v1/templates/{quote(name)}"))
+
+    def remove_template(self, name: str) -> int:
+        """Remove the templates that a key, its beginning or an image's name means; bytes of memory freed."""
+        return _freed(self.submit_remove_template(name))
+
+    def submit_prune_templates(self, unused_for: float = 0) -> Operation:
+        said = {"unused_for": unused_for}
+        return Operation(self.transport, self.transport.call("POST", "/v1/templates/prune", said))
+
+    def prune_templates(self, unused_for: float = 0) -> int:
+        """Remove the templates that no launch has used for so many seconds; bytes of memory freed."""
+        return _freed(self.submit_prune_templates(unused_for))
+
     # What happens
 
     def events(self, *, after: int | None = None, follow: bool = False) -> Iterator[EventInfo]:
@@ -233,6 +256,11 @@ class Client:
             start_daemon(self.transport.home, arguments=["--recover-ledger"]).close()
         found: DaemonInfo = self.transport.call("GET", "/v1/daemon")
         return found
+
+
+def _freed(operation: Operation) -> int:
+    freed: int = (operation.wait()["outcome"] or {})["freed_bytes"]
+    return freed
 
 
 def machine_spec(image: str, **fields: Any) -> dict[str, Any]:

@@ -125,6 +125,21 @@ class ImageInfo(TypedDict):
     defaults: dict[str, Any]
 
 
+class TemplateInfo(TypedDict):
+    """A template. held_bytes: of the host's memory; disk_bytes: of its disks."""
+
+    key: str
+    image: dict[str, str]
+    cpus: int
+    memory_bytes: int
+    accelerator: str
+    engine_version: str
+    created: str
+    held_bytes: int
+    disk_bytes: int
+    last_used: str
+
+
 class RecipeInfo(TypedDict):
     name: str
     summary: str

@@ -156,6 +156,18 @@ class Desk:
             target=f"image:{name}",
         )
 
+    def template_operation(self, verb: str, name: str, **parameters: Any) -> Operation:
+        """A new operation on templates."""
+        return Operation(
+            uid=new_uid(),
+            name=name,
+            created=utc_now(),
+            verb=verb,
+            target_kind="template",
+            target="template:all",
+            parameters=parameters,
+        )
+
     def change_machine(self, uid: str, **wanted: Any) -> Sequence[Change]:
         """The change that gives a machine these fields in its next generation; none when it has them."""
         stored = self.store.get(Machine, uid)

@@ -10,6 +10,7 @@ from insula.engine.agent.protocol import ExecSession
 from insula.engine.protocol import Console
 from insula.model.host import Finding, HostFacts
 from insula.model.image import Image
+from insula.model.template import TemplateView
 from insula.storage.recipe import Recipe
 
 
@@ -34,7 +35,7 @@ class NodePort(Protocol):
     """What a node does for control at once, without an operation."""
 
     def nudge(self, uid: str) -> None:
-        """Something was written that concerns the machine or image `uid`: look at it now."""
+        """Something was written that concerns the machine, image or template `uid`: look at it now."""
 
     def release(self, uid: str) -> None:
         """The target is gone for good."""
@@ -51,6 +52,12 @@ class NodePort(Protocol):
 
     def list_recipes(self) -> list[Recipe]:
         """What can be built here."""
+
+    async def list_templates(self) -> list[TemplateView]:
+        """The one used last first."""
+
+    async def find_templates(self, name: str) -> list[str]:
+        """The keys that a key, its beginning, or an image's name means. Raises TemplateNotFound."""
 
     async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
         """Raises AgentSilent, NoAgent, GuestCommandNotFound, Conflict when the machine does not run."""

@@ -46,10 +46,15 @@ class ImageActor(Actor):
             journal.progress(progress)
 
         recipe = find_recipe(name, [self.rooms.home.root / "recipes"])
+        replaced = next((old.digest for old in self.rooms.images.list() if old.name == name), None)
         image = await build(recipe, self.rooms.images, report)
+        if replaced is not None and replaced != image.digest:
+            await self.rooms.templates.forget_image(replaced)  # nobody can launch from it any more
         return {"name": image.name, "digest": image.digest, "size_bytes": image.size_bytes}
 
     async def _remove(self, name: str, journal: OperationJournal) -> dict[str, Any]:
+        # Its templates hold on to its files as machines do, and nobody can be launched from them any more.
+        await self.rooms.templates.forget_image(self.rooms.images.get(name).digest)
         in_use = {stored.document.image.digest for stored in self.store.all(Machine)}
         freed = await asyncio.to_thread(self.rooms.images.remove, name, in_use)
         if not freed:

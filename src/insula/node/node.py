@@ -19,10 +19,12 @@ from insula.model.image import Image
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
+from insula.model.template import TemplateView
 from insula.node.image_actor import ImageActor
 from insula.node.machine_actor import MachineActor
 from insula.node.mailbox import Actor
 from insula.node.rooms import Rooms
+from insula.node.template_actor import TemplateActor
 from insula.planner.lifecycle import NotRunning
 from insula.storage.recipe import Recipe, list_recipes
 
@@ -32,6 +34,7 @@ BOOT_PATIENCE = 300.0  # seconds after its start that a guest may need until its
 PATIENCE = 30.0  # seconds for the agent of a guest that has long been up
 HOUSEKEEPING_INTERVAL = 60.0  # seconds between rounds over serial logs
 IMAGE_TARGET = "image:"
+TEMPLATE_TARGET = "template:"
 
 
 class GuestPaused(Conflict):
@@ -99,6 +102,8 @@ class Node:
         if actor is None:
             if uid.startswith(IMAGE_TARGET):
                 actor = ImageActor(uid, self.rooms)
+            elif uid.startswith(TEMPLATE_TARGET):
+                actor = TemplateActor(uid, self.rooms)
             elif self.rooms.store.get(Machine, uid) is not None:
                 actor = MachineActor(uid, self.rooms)
             else:
@@ -143,6 +148,12 @@ class Node:
 
     def list_recipes(self) -> list[Recipe]:
         return list_recipes([self.rooms.home.root / "recipes"])
+
+    async def list_templates(self) -> list[TemplateView]:
+        return self.rooms.templates.all()
+
+    async def find_templates(self, name: str) -> list[str]:
+        return self.rooms.templates.find(name)
 
     async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
         instance = await self._running(uid)
