@@ -16,7 +16,7 @@ from insula.model.device import Device
 from insula.model.device.agent import AgentPort
 from insula.model.device.nic import Nic
 from insula.model.image import ImageRef
-from insula.model.machine import Machine, mac_address
+from insula.model.machine import Machine, Power, RunPolicy, mac_address
 
 NAME = "template"  # what a template's guest calls itself; no fork keeps it
 _UID = "0" * 16
@@ -73,6 +73,10 @@ def as_template(machine: Machine) -> Machine:
         project="default",
         generation=1,
         created=datetime.fromtimestamp(0, tz=machine.created.tzinfo),
+        run_policy=RunPolicy.KEEP,
+        ephemeral=False,
+        power=Power.OFF,
+        removing=False,
         devices=tuple(_as_template(device, index) for index, device in enumerate(machine.devices)),
         cloud_init=None if machine.cloud_init is None else CloudInit(),
     )

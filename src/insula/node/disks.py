@@ -50,6 +50,20 @@ async def make_forks(machine: Machine, template: Path, directory: Path) -> None:
         await create_overlay(target, frozen, disk.format, disk.size_bytes)
 
 
+def stand_on(machine: Machine, template: Path, directory: Path) -> bool:
+    """Whether the machine's disks stand on those of the template as it is now.
+
+    It may have been removed since, and even made anew: what its guest then has in memory is of other disks.
+    """
+    try:
+        return all(
+            (directory / _FROZEN.format(disk.file)).samefile(template / disk.file)
+            for disk in disks_of(machine, "image")
+        )
+    except FileNotFoundError:
+        return False
+
+
 async def make_seeds(machine: Machine, image: Image, hostname: str, directory: Path) -> None:
     """The cloud-init seed, made once: cloud-init takes a new instance-id for a new machine."""
     if machine.cloud_init is None:

@@ -176,6 +176,11 @@ class Node:
         return max(PATIENCE, BOOT_PATIENCE - running)
 
     async def open_console(self, uid: str) -> Console:
+        if self._instance(uid).plan.memory.template is not None:
+            # Until a fork is itself, what is typed into it would be done by its template.
+            await self.rooms.store.wait(
+                Observation, uid, lambda seen: seen is None or seen.phase is not Phase.STARTING
+            )
         return await self._instance(uid).console()
 
     def read_log(self, uid: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:

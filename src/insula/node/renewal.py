@@ -6,6 +6,7 @@ its siblings' random numbers is not let loose, for its keys would be theirs.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any
 
@@ -16,6 +17,7 @@ from insula.model.template import cards_of
 from insula.node.context import MachineContext
 from insula.node.templates import HOOK
 
+HOOK_PATIENCE = 60.0  # seconds for an image's own program to tell the guest's services
 AGENT_PATIENCE = 30.0  # seconds for the agent of a guest that was idle when it was frozen; 0.05 s is usual
 
 
@@ -44,8 +46,12 @@ async def renew(context: MachineContext, instance: Instance) -> dict[str, Any]:
         renewed = list(dict.fromkeys(renewal.renewed))
         if renewal.hook and (identity.macs or context.machine.cloud_init is not None):
             words = [identity.hostname, *(new for _, new in identity.macs)]
-            told = await capture(await agent.exec([HOOK, "wake", *words]))
-            _hear(told, renewed, failed)
+            try:
+                async with asyncio.timeout(HOOK_PATIENCE):
+                    told = await capture(await agent.exec([HOOK, "wake", *words]))
+                _hear(told, renewed, failed)
+            except TimeoutError:
+                failed["hook"] = f"{HOOK} did not end within {HOOK_PATIENCE:.0f}s"
     except InsulaError as error:
         raise NotItself(
             f"Machine '{name}' was forked, and its guest did not take an identity of its own.",

@@ -58,10 +58,13 @@ async def find_template(context: MachineContext) -> None:
 async def make_disks(context: MachineContext) -> None:
     key = context.journal.remembered.get("template")
     if key:
-        await make_forks(context.machine, context.rooms.templates.directory(key), context.directory)
-    else:
-        image, blob = context.image()
-        await make_overlays(context.machine, image, blob, context.directory)
+        try:
+            await make_forks(context.machine, context.rooms.templates.directory(key), context.directory)
+            return
+        except FileNotFoundError:
+            pass  # it gave way to another one just now: `launch` sees that, and boots
+    image, blob = context.image()
+    await make_overlays(context.machine, image, blob, context.directory)
 
 
 async def make_seed(context: MachineContext) -> None:

@@ -12,6 +12,7 @@ from insula.engine.errors import TemplateGone
 from insula.engine.protocol import OWN_MEMORY, Memory
 from insula.model.observation import Observation, Phase
 from insula.node.context import MachineContext
+from insula.node.disks import stand_on
 from insula.node.procedure import Step
 from insula.node.renewal import renew
 
@@ -50,8 +51,7 @@ async def launch(context: MachineContext) -> None:
         return
     engine = context.rooms.engine
     facts = await engine.facts()
-    key = context.journal.remembered.get("template")
-    memory = Memory(template=context.rooms.templates.directory(key)) if key else OWN_MEMORY
+    memory = _memory_of(context)
     try:
         plan = engine.plan(context.machine, context.boot_files(), context.directory, facts, memory)
         instance = await engine.launch(plan)
@@ -61,6 +61,14 @@ async def launch(context: MachineContext) -> None:
         instance = await engine.launch(plan)
     context.seat.waking = plan.memory.template is not None
     context.attach(instance)
+
+
+def _memory_of(context: MachineContext) -> Memory:
+    key = context.journal.remembered.get("template")
+    if not key:
+        return OWN_MEMORY
+    template = context.rooms.templates.directory(key)
+    return Memory(template=template) if stand_on(context.machine, template, context.directory) else OWN_MEMORY
 
 
 async def undo_launch(context: MachineContext) -> None:
@@ -91,7 +99,7 @@ async def run(context: MachineContext) -> None:
         context.seat.waking = False
     if context.instance is None:
         return  # it has ended again already; its end was seen and is the truth
-    context.outcome["booted"] = context.journal.remembered.get("why_booted", "") if not forked else ""
+    context.outcome["booted"] = "" if forked else _why_booted(context)
     seen = context.observer.seen
     await context.observer.see(
         phase=Phase.RUNNING if seen is None or seen.phase is Phase.STARTING else seen.phase,
@@ -100,6 +108,14 @@ async def run(context: MachineContext) -> None:
         engine_version=instance.plan.engine_version,
     )
     context.outcome.update(pid=instance.identity.pid, accelerator=instance.plan.accelerator.name)
+
+
+def _why_booted(context: MachineContext) -> str:
+    remembered = context.journal.remembered
+    if remembered.get("template"):
+        return f"Machine '{context.machine.name}' booted: its template went before it was launched."
+    why: str = remembered.get("why_booted", "")
+    return why
 
 
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:

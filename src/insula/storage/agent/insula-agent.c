@@ -787,29 +787,37 @@ static void put_result(struct writer *w, uint32_t *count, const char *what, int 
     ++*count;
 }
 
-/* Random numbers come first: nothing that is made of them may be made of what siblings share. */
+/* All is read before anything is done: half an identity would be nobody's. Random numbers come first: nothing
+ * that is made of them may be made of what siblings share. */
 static void handle_renew(uint32_t stream, struct reader *p) {
+    static char *cards[MAX_CARDS][2];
     uint8_t *payload = frame_payload(MAX_PAYLOAD);
     struct writer w = {payload + 4, payload + MAX_PAYLOAD};
     uint32_t count = 0;
     uint64_t low = take(p, 4), now = low | (uint64_t)take(p, 4) << 32;
     uint32_t length = take(p, 4);
+    const uint8_t *entropy = p->at;
     if (p->bad || length > (size_t)(p->end - p->at)) {
         protocol_error("malformed RENEW");
         return;
     }
-    put_result(&w, &count, "random", renew_random(p->at, length));
     p->at += length;
-    put_result(&w, &count, "clock", renew_clock(now));
-    const char *hostname = take_string(p);
-    put_result(&w, &count, "hostname", renew_hostname(hostname));
-    const char *machine_id = take_string(p);
-    put_result(&w, &count, "machine-id", renew_machine_id(machine_id));
-    for (uint32_t cards = take(p, 4); cards > 0 && !p->bad; cards--) {
-        const char *from = take_string(p), *to = take_string(p);
-        if (!p->bad)
-            put_result(&w, &count, "mac", renew_mac(from, to));
+    const char *hostname = take_string(p), *machine_id = take_string(p);
+    uint32_t all = take(p, 4);
+    for (uint32_t i = 0; i < all && i < MAX_CARDS && !p->bad; i++) {
+        cards[i][0] = take_string(p);
+        cards[i][1] = take_string(p);
     }
+    if (p->bad || p->at != p->end || !*hostname || !*machine_id) {
+        protocol_error("malformed RENEW");
+        return;
+    }
+    put_result(&w, &count, "random", renew_random(entropy, length));
+    put_result(&w, &count, "clock", renew_clock(now));
+    put_result(&w, &count, "hostname", renew_hostname(hostname));
+    put_result(&w, &count, "machine-id", renew_machine_id(machine_id));
+    for (uint32_t i = 0; i < all; i++)
+        put_result(&w, &count, "mac", renew_mac(cards[i][0], cards[i][1]));
     put_result(&w, &count, "hook", access(RENEW_HOOK, X_OK) < 0 ? errno : 0);
     store(payload, count, 4);
     frame_end(RENEW_REPLY, stream, (size_t)(w.at - payload));

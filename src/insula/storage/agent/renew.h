@@ -4,6 +4,7 @@
  * that run already have read of it (a cached host name, a library's own random numbers) is out of reach here;
  * an image's own /usr/lib/insula/renew restarts those that matter.
  */
+#define MAX_CARDS 256
 #define RENEW_HOOK "/usr/lib/insula/renew"
 
 /* linux/random.h, which musl does not bring */
@@ -100,7 +101,8 @@ static int set_mac(const char *interface, const uint8_t mac[6]) {
     return error;
 }
 
-/* The card that has the address `from` gets the address `to`. */
+/* The card that has the address `from` gets the address `to`. Doing it twice is doing it once: the host asks
+ * again when its daemon died before it had heard our answer. */
 static int renew_mac(const char *from, const char *to) {
     uint8_t old[6], new[6];
     struct ifaddrs *all = NULL;
@@ -113,7 +115,11 @@ static int renew_mac(const char *from, const char *to) {
         if (!a->ifa_addr || a->ifa_addr->sa_family != AF_PACKET)
             continue;
         const struct sockaddr_ll *hardware = (const void *)a->ifa_addr;
-        if (hardware->sll_halen == 6 && memcmp(hardware->sll_addr, old, 6) == 0) {
+        if (hardware->sll_halen != 6)
+            continue;
+        if (memcmp(hardware->sll_addr, new, 6) == 0)
+            error = 0;
+        if (memcmp(hardware->sll_addr, old, 6) == 0) {
             error = set_mac(a->ifa_name, new);
             break;
         }
