@@ -52,7 +52,7 @@ def test_siblings_are_not_each_other(insula: RealShell, siblings: tuple[str, str
     assert len(insula.data("template", "ls")) == 1
     for name in siblings:
         assert outcome(insula, name)["booted"] == ""
-        assert said(insula, name, "hostname; cat /etc/hostname") == f"{name}\n{name}"
+        assert said(insula, name, "hostname") == name
     for script in ("cat /etc/machine-id", "head -c 32 /dev/urandom | od -An -tx1"):
         first, second = (said(insula, name, script) for name in siblings)
         assert first
