@@ -1,6 +1,6 @@
 """Document -> argv, one golden file a feature, to be read in review.
 
-A file gives `document` (fields beside the defaults below), `files`, `facts` and `memory` where they matter, and
+A file gives `document` (fields beside the defaults below), `files`, `facts`, `memory` where they matter, and
 the `argv` that follows, one option a line. After a change that is meant: `INSULA_GOLDEN_UPDATE=1 pytest
 tests/unit/engine` rewrites every `argv`; then read the diff.
 """
