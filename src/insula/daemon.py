@@ -6,7 +6,8 @@
                                                            └── the web framework is loaded meanwhile
 
 Ending it, in whatever way, ends no machine. Exit statuses: 0 ended in order; 73 another daemon has this home;
-69 cannot start now (the ledger is damaged, the socket cannot be made); 70 a fault of our own.
+64 a setting that cannot be read; 69
+cannot start now (the ledger is damaged, the socket cannot be made); 70 a fault of our own.
 """
 
 from __future__ import annotations

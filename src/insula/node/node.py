@@ -131,14 +131,16 @@ class Node:
         )
 
     async def examine_host(self) -> list[Finding]:
-        from insula.node.doctor import examine
+        from insula.node.doctor import examine, examine_templates
 
         facts: EngineFacts | InsulaError
         try:
             facts = await self.rooms.engine.facts()
         except InsulaError as error:
             facts = error
-        return await examine(self.rooms.home, facts)
+        templates = self.rooms.templates
+        held = [template.held_bytes for template in templates.all()]
+        return [*await examine(self.rooms.home, facts), examine_templates(templates.budget, held)]
 
     async def list_images(self) -> list[Image]:
         return self.rooms.images.list()

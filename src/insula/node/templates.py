@@ -27,7 +27,7 @@ from insula.engine.protocol import BootFiles, Engine, Instance, Memory
 from insula.kit.clock import utc_now
 from insula.kit.errors import InsulaError, NotFound, Unavailable
 from insula.kit.paths import TEMPLATE_DOCUMENT, write_atomically
-from insula.kit.units import format_size, parse_size
+from insula.kit.units import BadUnit, format_size, parse_size
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
 from insula.model.template import NAME, Template, TemplateView, as_template, why_not_forked
@@ -36,6 +36,7 @@ from insula.storage.images import MANIFEST, ImageStore
 
 log = logging.getLogger(__name__)
 
+BUDGET_VARIABLE = "INSULA_TEMPLATE_MEMORY"
 HOOK = "/usr/lib/insula/renew"  # an image's own program: `freeze` before, `wake` after
 BOOT_PATIENCE = 300.0  # seconds a guest may need until its agent answers
 HOOK_PATIENCE = 300.0  # seconds its hook may need to bring the guest to rest
@@ -66,9 +67,13 @@ def template_budget() -> int:
 
     Raises BadUnit.
     """
-    said = os.environ.get("INSULA_TEMPLATE_MEMORY")
+    said = os.environ.get(BUDGET_VARIABLE)
     if said:
-        return parse_size(said)
+        try:
+            return parse_size(said)
+        except BadUnit as error:
+            hint = f"Write it as {BUDGET_VARIABLE}=4GiB, 0 for no templates, or leave it away."
+            raise BadUnit(f"{BUDGET_VARIABLE} is '{said}', which is not a size.", hint=hint) from error
     return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * MEMORY_SHARE)
 
 
@@ -93,6 +98,10 @@ class Templates:
         self._idle_look = idle_look
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._failed: dict[str, str] = {}  # key -> why; not tried again by this daemon
+
+    @property
+    def budget(self) -> int:
+        return self._budget
 
     def directory(self, key: str) -> Path:
         return self._root / key

@@ -49,6 +49,21 @@ async def test_images_and_recipes(api: httpx.AsyncClient, control: FakeControl) 
     assert [(r.verb, r.name) for r in control.requests] == [("image-build", "micro"), ("image-rm", "micro")]
 
 
+async def test_templates(api: httpx.AsyncClient, control: FakeControl) -> None:
+    (template,) = (await api.get("/v1/templates")).json()
+    assert (template["key"], template["held_bytes"]) == ("0123456789ab", 2**27)
+    assert template["image"] == {"name": "micro", "digest": DIGEST}
+    assert (await api.delete("/v1/templates/0123", params={"wait": 1})).json()["target_kind"] == "template"
+    assert (await api.post("/v1/templates/prune")).status_code == 202
+    assert (await api.post("/v1/templates/prune", json={"unused_for": "2h"})).status_code == 202
+    assert (await api.post("/v1/templates/prune", json={"unused_for": -1})).status_code == 422
+    assert [(r.verb, r.name, r.parameters) for r in control.requests] == [
+        ("template-rm", "0123", {}),
+        ("template-prune", "", {"unused_for": 0.0}),
+        ("template-prune", "", {"unused_for": 7200.0}),
+    ]
+
+
 async def test_machine_object(api: httpx.AsyncClient, daemon: DaemonInfo, control: FakeControl) -> None:
     answer = await api.get(WEB)
     uid = control.machines[("default", "web")].document.uid
