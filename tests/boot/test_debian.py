@@ -39,7 +39,7 @@ def insula(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealShell]:
             *("run", "-d", "--name", "deb", "--hostname", "shop", "-p", "22022:22"),
             *("--ssh-key", str(key.with_suffix(".pub")), "--disk-size", "6GiB", "debian-12"),
         )
-        shell("run", "-d", "--name", "loader", "--boot", "disk", "debian-12")
+        shell("run", "-d", "--cold", "--name", "loader", "--boot", "disk", "debian-12")
         yield shell
 
 

@@ -35,7 +35,7 @@ def publish_fake_image(images: ImageStore, name: str = "micro", **fields: Any) -
         (files / "vmlinuz").write_bytes(b"not a kernel")
         image = Image(
             name=name,
-            digest=f"sha256:{name.encode().hex():0<64}"[:71],
+            digest=fields.pop("digest", f"sha256:{name.encode().hex():0<64}"[:71]),
             os="none",
             created=utc_now(),
             size_bytes=12,

@@ -128,9 +128,10 @@ class Templates:
                 raise TemplateFailed(f"Machine '{machine.name}' boots: {self._failed[key]}")
             try:
                 await self._make(key, common, files, plan.accelerator, report)
-            except InsulaError as error:
-                self._failed[key] = f"a template of its kind could not be made. {error.message}"
-                log.warning("no template for '%s': %s", machine.name, error.message, exc_info=error)
+            except (InsulaError, OSError) as error:
+                why = error.message if isinstance(error, InsulaError) else f"{error.strerror or error}."
+                self._failed[key] = f"a template of its kind could not be made. {why}"
+                log.warning("no template for '%s': %s", machine.name, why, exc_info=error)
                 raise TemplateFailed(f"Machine '{machine.name}' boots: {self._failed[key]}") from error
         await self._keep_budget(key)
         return key

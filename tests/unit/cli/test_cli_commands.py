@@ -303,6 +303,34 @@ def test_image_ls(stub: Stub, insula: Command) -> None:
     assert [i["built"] for i in json.loads(insula("image", "ls", "--json").out)] == [True, False]
 
 
+def test_template(stub: Stub, insula: Command) -> None:
+    template = {
+        "key": "0123456789ab",
+        "image": {"name": "micro", "digest": "sha256:0"},
+        "cpus": 2,
+        "memory_bytes": 2**29,
+        "held_bytes": 2**27,
+        "disk_bytes": 2**20,
+        "last_used": "2026-05-01T12:00:00Z",
+    }
+    stub.answer("GET", "/v1/templates", [template])
+    head, line = insula("template", "ls").out.splitlines()
+    assert head.split() == ["KEY", "IMAGE", "CPUS", "MEMORY", "HELD", "DISK", "LAST-USED"]
+    assert line.split()[:6] == ["0123456789ab", "micro", "2", "512MiB", "128MiB", "1MiB"]
+    assert insula("template", "ls", "-q").out == "0123456789ab\n"
+    assert json.loads(insula("template", "ls", "--json").out) == [template]
+    outcome = {"removed": ["0123456789ab"], "freed_bytes": 2**27}
+    done = operation("template-rm", target_kind="template", outcome=outcome)
+    stub.answer("DELETE", "/v1/templates/micro", done)
+    assert insula("template", "rm", "micro").out == "micro\n"
+    stub.answer("POST", "/v1/templates/prune", {**done, "verb": "template-prune"})
+    ran = insula("template", "prune", "--unused-for", "2h")
+    assert (ran.out, ran.err) == ("0123456789ab\n", "Freed 128MiB of memory.\n")
+    assert stub.requests[-1].json == {"unused_for": 7200}
+    assert json.loads(insula("template", "prune", "--json").out) == outcome
+    assert insula("template", "prune", "--unused-for", "soon").status == 64
+
+
 def test_logs(stub: Stub, insula: Command) -> None:
     stub.raw("GET", f"{WEB}/log", b"HTTP/1.1 200 OK\r\n\r\nboot\r\nlogin: ")
     assert insula("logs", "web", "-n", "5").out == "boot\r\nlogin: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,17 +13,20 @@ import pytest
 
 from insula.control.port import ExecRequest
 from insula.engine.agent.protocol import Identity, Renewal
-from insula.engine.fake import Script
+from insula.engine.fake import FakeEngine, Script
 from insula.engine.fakeguest import COMMANDS, Call, FakeAgent
 from insula.engine.protocol import Instance
 from insula.kit.errors import InsulaError
 from insula.kit.paths import TEMPLATE_DOCUMENT
+from insula.model.image import Image
 from insula.model.observation import Phase
 from insula.model.operation import Operation, OperationState
 from insula.node import renewal, templates
 from insula.node.disks import stand_on
 from insula.node.templates import Report, TemplateNotFound, Templates
+from insula.storage import builder
 from insula.storage.images import ImageStore
+from insula.storage.recipe import Recipe
 from tests.support.host import FakeHost, publish_fake_image
 
 MIB = 2**20
@@ -134,6 +138,18 @@ async def test_a_kind_whose_guest_never_answers_boots_and_is_not_tried_again(
     host.world.scripts.clear()
     await host.boot()
     assert booted(await host.run("three")) == ""
+
+
+async def test_a_host_that_is_full_makes_no_template_and_boots(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def freeze(self: FakeEngine, instance: Instance) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(FakeEngine, "freeze", freeze)
+    assert "No space left" in booted(await host.run("one"))
+    assert not any(host.home.templates.iterdir())
+    assert {machine.plan.name for machine in host.world.machines.values()} == {"one"}
 
 
 async def test_a_template_that_goes_before_the_launch_is_no_failure(
@@ -319,6 +335,24 @@ async def test_an_image_takes_its_templates_with_it(host: FakeHost) -> None:
     operation = await host.do("image-rm", "micro")
     assert operation.outcome == {"name": "micro", "freed": True}
     assert operation.notes == ()
+    assert keys(host) == []
+
+
+async def test_an_image_that_is_built_anew_leaves_its_old_templates(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = iter([{}, {"digest": f"sha256:{'9' * 64}"}])
+
+    async def build(recipe: Recipe, images: ImageStore, report: object) -> Image:
+        return publish_fake_image(images, recipe.name, **next(built))
+
+    monkeypatch.setattr(builder, "build", build)
+    await host.run("one")
+    await host.do("image-build", "micro")
+    assert len(keys(host)) == 1  # the same files, so the same template
+    operation = await host.do("image-build", "micro")
+    assert operation.outcome is not None, operation.problem
+    assert operation.outcome["digest"] == f"sha256:{'9' * 64}"
     assert keys(host) == []
 
 
