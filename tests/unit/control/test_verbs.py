@@ -272,7 +272,7 @@ async def test_a_failed_start_leaves_the_machine_as_it_was(host: FakeHost) -> No
 def test_every_verb_on_machines_has_a_procedure() -> None:
     for verb in verb_names():
         assert find_verb(verb)
-        if verb == "rename" or verb.startswith("image-"):
+        if verb == "rename" or verb.startswith(("image-", "template-")):
             continue
         path = Path(__file__).parents[3] / "src/insula/node/procedures" / f"{verb}.py"
         assert path.is_file(), verb
