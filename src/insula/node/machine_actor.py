@@ -105,6 +105,8 @@ class MachineActor(Actor):
             await perform(operation.verb, steps, context, journal, self.rooms.faults, backwards=backwards)
         finally:
             self._asked_to_end = False
+            if context.is_sibling:
+                await self.rooms.captures.release(context.journal.remembered["captured"], operation.uid)
         return context.outcome
 
     # -- the live machine
@@ -126,7 +128,7 @@ class MachineActor(Actor):
         if isinstance(event, Resumed):
             if self.observer.phase in (Phase.STARTING, Phase.PAUSED) and not self.seat.waking:
                 await self.observer.see(phase=Phase.RUNNING, reason="")
-        elif isinstance(event, Paused):
+        elif isinstance(event, Paused) and not self.seat.capturing:
             if self.observer.phase in (Phase.RUNNING, Phase.PAUSED):
                 await self.observer.see(phase=Phase.PAUSED, reason=event.reason)
         elif isinstance(event, ShuttingDown):

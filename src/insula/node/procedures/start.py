@@ -50,17 +50,30 @@ async def launch(context: MachineContext) -> None:
         return
     engine = context.rooms.engine
     facts = await engine.facts()
-    key = context.journal.remembered.get("template")
-    memory = Memory(template=context.rooms.templates.directory(key)) if key else OWN_MEMORY
+    memory = _memory_of(context)
     try:
         plan = engine.plan(context.machine, context.boot_files(), context.directory, facts, memory)
         instance = await engine.launch(plan)
     except TemplateGone:
+        if context.is_sibling:
+            raise  # what it was to go on with is lost; a boot would not be that
         # It gave way to another one just now. Its disks stayed, so the machine can boot from them.
         plan = engine.plan(context.machine, context.boot_files(), context.directory, facts)
         instance = await engine.launch(plan)
     context.seat.waking = plan.memory.template is not None
     context.attach(instance)
+
+
+def _memory_of(context: MachineContext) -> Memory:
+    """What the machine wakes up with; for a sibling of one that did not run there is nothing."""
+    remembered = context.journal.remembered
+    if captured := remembered.get("captured"):
+        return (
+            Memory(template=context.rooms.captures.directory(captured)) if remembered["live"] else OWN_MEMORY
+        )
+    if key := remembered.get("template"):
+        return Memory(template=context.rooms.templates.directory(key))
+    return OWN_MEMORY
 
 
 async def undo_launch(context: MachineContext) -> None:
