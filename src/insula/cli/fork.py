@@ -39,7 +39,7 @@ def run(_command: str, argv: list[str]) -> int:
     client = connect()
     body = {"count": options.count, "paused": options.paused}
     if options.name is not None:
-        body["name"] = options.name
+        body["names"] = options.name
     machine = client.machine(options.machine, options.project)
     info = perform(lambda: machine.submit("fork", body), quiet=options.quiet)
     made, status = _wait_births(options, births(client.transport, info))

@@ -47,7 +47,7 @@ def births(transport: Transport, fork: OperationInfo) -> list[Operation]:
 
 def fork(machine: Machine, count: int, name: str | None, paused: bool, progress: Progress | None) -> Siblings:
     """See `Machine.fork`. When one sibling fails, the others are removed and its error is raised."""
-    body = {"count": count, "name": name, "paused": paused}
+    body = {"count": count, "names": name, "paused": paused}
     info = machine.submit("fork", {key: value for key, value in body.items() if value}).wait(progress)
     transport = machine._transport
     outcome = info["outcome"] or {}

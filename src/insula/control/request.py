@@ -16,8 +16,8 @@ class VerbRequest:
     verb: create start stop restart reset pause resume kill rm rename (machines), image-build image-rm.
     name: of the machine ('' lets create choose one) or image. parameters: the verb's own, checked by it:
     create {spec: MachineSpec as JSON, start: bool, cold: bool}; rm {force: bool}; stop and restart
-    {timeout: seconds, force: bool}; rename {name: str}. if_generation: refuse (StaleGeneration, HTTP 412)
-    unless current.
+    {timeout: seconds, force: bool}; rename {name: str}; fork {count, names: pattern with {n}, paused}.
+    if_generation: refuse (StaleGeneration, HTTP 412) unless current.
     """
 
     verb: str

@@ -38,13 +38,13 @@ class RenameParameters(Value):
 
 
 class ForkParameters(Value):
-    """count: siblings. name: of one, or a pattern in which {n} is its number (default: NAME-{n}).
+    """count: siblings. names: of one, or a pattern in which {n} is its number (default: NAME-{n}).
 
     paused: each is paused once it has an identity of its own.
     """
 
     count: Annotated[int, Field(ge=1, examples=[8])] = 1
-    name: str | None = None
+    names: str | None = None
     paused: bool = False
 
 

@@ -42,7 +42,7 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     why = why_not_captured(parent, live=phase.has_process)
     if why is not None:
         raise BadFork(f"Machine '{parent.name}' cannot be forked: {why[0]}.", hint=why[1])
-    names = _choose_names(desk, parent, count, request.parameters.get("name"))
+    names = _choose_names(desk, parent, count, request.parameters.get("names"))
     siblings = [_sibling(parent, name) for name in names]
     for sibling in siblings:
         admit(sibling, await desk.node.host_facts())
