@@ -149,6 +149,7 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
     # Imported here, so that the socket is bound before the time that this takes.
     from insula.control.control import Control
     from insula.control.recovery import KINDS, recover_ledger
+    from insula.node.captures import Captures
     from insula.node.node import Node
     from insula.node.rooms import Rooms
     from insula.node.templates import Templates, template_budget
@@ -168,7 +169,8 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
         stack.push_async_callback(qemu.close)
     images = ImageStore(home.images, recipe_names([home.root / "recipes"]))
     templates = Templates(home.templates, engine, images, template_budget())
-    node = Node(Rooms(home, store, engine, images, templates))
+    captures = Captures(home.captures, engine, store)
+    node = Node(Rooms(home, store, engine, images, templates, captures))
     stack.push_async_callback(node.close)
     control = Control(store, node)
     stack.push_async_callback(control.close)

@@ -382,6 +382,36 @@ class EngineConformance:
         assert bench.engine.frozen_bytes(template) is None
         assert {path.name for path in template.iterdir()} <= {LAUNCH_PLAN, COMMAND, QEMU_STDERR, SERIAL_LOG}
 
+    async def test_a_captured_machine_goes_on_and_has_forks(self, bench: Bench) -> None:
+        instance = await launched(bench)
+        await instance.resume()
+        facts = await bench.engine.facts()
+        directory = bench.directory.parent / "captured"
+        vessel = bench.engine.plan(
+            machine("vessel"), BootFiles(), directory, facts, Memory(shareable=True, vessel=True)
+        )
+        assert 0 <= await bench.engine.capture(instance, vessel, []) < PATIENCE
+        assert await instance.state() == "running"
+        assert bench.engine.frozen_bytes(directory) is not None
+        fork = await launch_fork(bench, directory, "a")
+        await fork.resume()
+        assert await fork.state() == "running"
+        await bench.engine.discard(directory)
+        await fork.kill()
+
+    async def test_a_paused_machine_is_captured_and_stays_paused(self, bench: Bench) -> None:
+        instance = await launched(bench)
+        await instance.resume()
+        await instance.pause()
+        facts = await bench.engine.facts()
+        directory = bench.directory.parent / "captured"
+        vessel = bench.engine.plan(
+            machine("vessel"), BootFiles(), directory, facts, Memory(shareable=True, vessel=True)
+        )
+        assert await bench.engine.capture(instance, vessel, []) == 0
+        assert await instance.state() == "paused"
+        await bench.engine.discard(directory)
+
     async def test_what_was_not_frozen_to_the_end_is_ended(self, bench: Bench) -> None:
         facts = await bench.engine.facts()
         plan = bench.engine.plan(machine(), BootFiles(), bench.directory, facts, Memory(shareable=True))

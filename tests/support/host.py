@@ -18,6 +18,7 @@ from insula.model.image import Image, ImageDefaults, Kernel
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
+from insula.node.captures import Captures
 from insula.node.node import Node
 from insula.node.procedure import Faults
 from insula.node.rooms import Rooms
@@ -70,7 +71,10 @@ class FakeHost:
         images = ImageStore(self.home.images, ["micro"])
         engine = FakeEngine(self.world)
         templates = Templates(self.home.templates, engine, images, self.template_budget, idle_look=0.001)
-        self.node = Node(Rooms(self.home, self.store, engine, images, templates, faults or Faults()))
+        captures = Captures(self.home.captures, engine, self.store)
+        self.node = Node(
+            Rooms(self.home, self.store, engine, images, templates, captures, faults or Faults())
+        )
         self.control = Control(self.store, self.node)
         self.told = [*await self.node.start(), *await self.control.start()]
         return self.control

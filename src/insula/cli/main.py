@@ -26,6 +26,7 @@ GROUPS = {
         "resume": "Let paused machines go on",
         "kill": "Pull the plug of machines",
         "rm": "Remove machines with their disks",
+        "fork": "Make siblings of a machine as it is now, memory and disks",
         "rename": "Give a machine another name",
         "wait": "Wait until a machine has stopped, or for another phase",
     },

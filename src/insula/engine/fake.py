@@ -9,7 +9,7 @@ logs and evidence are read the same way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,7 @@ from insula.engine.protocol import (
     AgentPortChanged,
     BootFiles,
     Console,
+    DiskSwitch,
     EngineEvent,
     EngineFacts,
     Exited,
@@ -444,6 +445,17 @@ class FakeEngine:
         machine.kill()
         self.forget(directory)
         write(directory / DEVICE_STATE, "fake")
+
+    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+        machine = self.world.machines.get(instance.plan.directory)
+        if machine is None:
+            raise EngineLost(f"Machine '{instance.plan.name}' ended before it could be captured.")
+        vessel.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.world.frozen[vessel.directory] = FrozenGuest(
+            machine.hostname, machine.port_open.value, instance.plan.memory_bytes
+        )
+        write(vessel.directory / DEVICE_STATE, "fake")
+        return 0.0
 
     def frozen_bytes(self, directory: Path) -> int | None:
         guest = self.world.frozen.get(directory)

@@ -10,6 +10,7 @@ kept by a supervised process like a machine's monitor (`process`), which does no
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -19,23 +20,52 @@ from insula.engine.errors import MachineDirectoryBusy
 from insula.engine.plan import MEMORY_DESCRIPTOR
 from insula.kit.clock import boot_id
 from insula.kit.paths import EXIT_STATUS, PID_FILE, QEMU_STDERR, RUN_LOCK
-from insula.kit.run import find_program
+from insula.kit.run import find_program, run
 
 _HOLDER = ("sleep", "2147483647")  # 68 years, the longest that every sleep(1) takes
 _SPAWN_TIMEOUT = 10.0  # seconds
+_NAME = "insula-memory"  # as it shows in /proc/PID/maps
+_CHUNK = 2**20
 # linux/fcntl.h; the module has it from Python 3.13 on. Mappings that are there go on, new ones cannot write.
 _F_SEAL_FUTURE_WRITE = 0x10
 
 
 def create_memory(size: int) -> int:
     """A descriptor of `size` bytes of memory without a name. Raises OSError."""
-    descriptor = os.memfd_create("insula-memory", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+async def dig_holes(pid: int) -> None:
+    """Give back what is nothing but zeros in the memory that a monitor shares, before it is sealed.
+
+    A monitor that takes another one's memory touches every page of it, and what was never used would be
+    counted, and be in the way of others, as if it had been. Raises CommandFailed.
+    """
+    await run(["fallocate", "--dig-holes", f"/proc/{pid}/fd/{MEMORY_DESCRIPTOR}"])
+
+
+def touch_all(pid: int) -> None:
+    """Have every page of a fork's memory mapped, as it runs: read it once.
+
+    To capture it, its monitor reads a byte of each page while its vCPUs stand. A page that neither it nor its
+    template has used yet takes long then (0.3 s for 512 MiB of them), and nothing once it is mapped.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        buffer = bytearray(_CHUNK)
+        with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
+            for line in maps:
+                if f"memfd:{_NAME}" not in line:
+                    continue
+                start, end = (int(number, 16) for number in line.split(" ", 1)[0].split("-"))
+                memory.seek(start)
+                for _ in range(start, end, _CHUNK):
+                    memory.readinto(buffer)
 
 
 def seal(memory: int) -> None:

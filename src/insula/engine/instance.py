@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from insula.engine import evidence, state
+from insula.engine import evidence
 from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
 from insula.engine.console import SerialConsole
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
@@ -31,7 +31,8 @@ from insula.engine.protocol import (
     ShuttingDown,
 )
 from insula.engine.qmp import Event, Monitor
-from insula.kit.aio import Cell, Crew, cancel_and_wait
+from insula.engine.state import StateTransfer
+from insula.kit.aio import Cell, Crew
 from insula.kit.clock import monotonic
 from insula.kit.paths import AGENT_SOCKET, QGA_SOCKET, QMP_SOCKET, SERIAL_SOCKET
 from insula.model.observation import ExitEvidence, ProcessIdentity
@@ -75,6 +76,7 @@ class QemuInstance:
         self.identity: ProcessIdentity = process.identity
         self._process = process
         self._monitor = monitor
+        self.transfer = StateTransfer(monitor, plan.name)
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self._situation = Cell(Situation())
         self._shutdown: Mapping[str, Any] | None = None
@@ -120,8 +122,9 @@ class QemuInstance:
             port_open = any(entry["frontend-open"] for entry in sockets if name in entry["filename"])
         self._situation.set(replace(self._situation.value, running=state == "running", port_open=port_open))
 
-    async def wake(self) -> None:
-        """Learn how a fork was when its template was frozen. Raises EngineLost."""
+    async def wake(self, state: Path) -> None:
+        """Take the state of a frozen machine; learn how that one was. Raises EngineLost, EngineRefused."""
+        await self.transfer.load(state)
         self._woken = True
         await self.synchronise()
         if self._situation.value.port_open:
@@ -146,6 +149,7 @@ class QemuInstance:
         try:
             path = self.plan.directory / QMP_SOCKET
             self._monitor = await Monitor.connect(path, self.plan.name, _RECONNECT)
+            self.transfer.monitor = self._monitor
             await self.synchronise()
             _log.warning("The monitor of machine '%s' was lost and found again", self.plan.name)
         except (EngineLost, TimeoutError):
@@ -174,6 +178,8 @@ class QemuInstance:
                 self._tell(ShuttingDown(by_guest=bool(data.get("guest"))))
             case "GUEST_PANICKED":
                 self._tell(GuestPanicked())
+            case "MIGRATION":
+                self.transfer.heard(event)
             case "VSERPORT_CHANGE":
                 await self._port_changed(bool(data["open"]))
 
@@ -242,8 +248,7 @@ class QemuInstance:
         """Stop the vCPUs for good, write the state of the devices to `path`, and end the process."""
         await self._drop_agent()
         await self.pause()
-        await cancel_and_wait(self._pump)  # from here on we listen ourselves
-        await state.save(self._monitor, path)
+        await self.transfer.save(path)
         await self._execute("quit")
         await self.wait_exit()
 
@@ -274,6 +279,7 @@ class QemuInstance:
             async with asyncio.timeout(_DRAIN):
                 await self._close_connections()
         self._process.close()
+        self.transfer.lost()
         self._situation.set(Situation(exit=found))
         self._tell(Exited(found))
 

@@ -69,7 +69,7 @@ def render(
     memory: Memory = OWN_MEMORY,
 ) -> LaunchPlan:
     """The launch plan. The same values give the same plan. Raises UnsupportedDevice."""
-    surroundings = Surroundings(machine.machine_type, facts.features)
+    surroundings = Surroundings(machine.machine_type, facts.features, memory.vessel)
     agent = _only_one(machine, AgentPort)
     serial = _only_one(machine, Serial)
     fragments = [
@@ -115,8 +115,7 @@ def _base(machine: Machine, files: BootFiles, facts: EngineFacts, memory: Memory
         switches["graphics"] = (
             "off"  # the firmware then speaks on the serial port: `logs` show why a disk won't boot
         )
-    if memory != OWN_MEMORY:
-        switches["memory-backend"] = "ram"
+    switches["memory-backend"] = "ram"
     sandbox = ("-sandbox", _SANDBOX) if "sandbox" in facts.features else ()
     return (
         "-nodefaults",
@@ -152,8 +151,8 @@ def _memory(machine: Machine, memory: Memory) -> tuple[str, ...]:
     The file has no name; the monitor inherits it. A fork waits for the state of its devices (`launch` gives
     it). It keeps kernel and initrd although it does not boot: it will when its guest is reset.
     """
-    if memory == OWN_MEMORY:
-        return ()
+    if memory == OWN_MEMORY:  # by the same name, so that one which was booted can be captured, too
+        return ("-object", option("memory-backend-ram", id="ram", size=_size(machine.memory_bytes)))
     backend = option(
         "memory-backend-file",
         id="ram",
@@ -161,7 +160,8 @@ def _memory(machine: Machine, memory: Memory) -> tuple[str, ...]:
         mem_path=f"/proc/self/fd/{MEMORY_DESCRIPTOR}",
         share="on" if memory.shareable else "off",
     )
-    return ("-object", backend, *(("-incoming", "defer") if memory.template is not None else ()))
+    waits = memory.vessel or memory.template is not None
+    return ("-object", backend, *(("-incoming", "defer") if waits else ()))
 
 
 def _boot(files: BootFiles) -> tuple[str, ...]:
@@ -198,10 +198,15 @@ def plan_from_json(text: str, directory: Path) -> LaunchPlan:
 def _memory_to_json(memory: Memory) -> dict[str, Any]:
     return {
         "shareable": memory.shareable,
+        "vessel": memory.vessel,
         "template": str(memory.template) if memory.template is not None else None,
     }
 
 
 def _memory_from_json(fields: dict[str, Any]) -> Memory:
     template = fields.get("template")
-    return Memory(bool(fields.get("shareable")), Path(template) if template is not None else None)
+    return Memory(
+        shareable=bool(fields.get("shareable")),
+        vessel=bool(fields.get("vessel")),
+        template=Path(template) if template is not None else None,
+    )

@@ -6,7 +6,7 @@ other. No word of QEMU's appears in these signatures.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -50,12 +50,14 @@ class BootFiles:
 class Memory:
     """Where a machine's memory comes from.
 
-    shareable: it can be frozen, and forks made of it. template: the directory of a frozen machine which this
-    one is a fork of: it wakes up with a copy-on-write view of that one's memory, in the middle of what that
-    one was doing.
+    shareable: it can be frozen, and forks made of it. vessel: it is to take what a live machine is at one
+    moment (`Engine.capture`), has no disks, and never runs. template: the directory of a frozen machine which
+    this one is a fork of: it wakes up with a copy-on-write view of that one's memory, in the middle of what
+    that one was doing.
     """
 
     shareable: bool = False
+    vessel: bool = False
     template: Path | None = None
 
 
@@ -81,6 +83,15 @@ class LaunchPlan:
     has_console: bool
     memory_bytes: int = 0
     memory: Memory = OWN_MEMORY
+
+
+@dataclass(frozen=True)
+class DiskSwitch:
+    """A disk of a live machine, and the file in its directory, an empty overlay of the one it has, in which
+    it is to go on."""
+
+    id: str
+    file: str
 
 
 # What a live machine tells. Each is a frozen value; `Exited` is always the last.
@@ -218,6 +229,14 @@ class Engine(Protocol):
 
         Its vCPUs stand, the state of its devices is written there, its process ends, and its memory, which
         nobody can change any more, stays in the host's memory until `discard` or the host's end.
+        """
+
+    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+        """Make a template of a live machine, which goes on: the vessel's directory. As `freeze` leaves it.
+
+        disks: where the machine writes from that moment on; what it wrote before stays as it was then.
+        Returns the seconds in which its vCPUs stood. Raises EngineLost, EngineRefused, LaunchFailed: then the
+        machine goes on as before, and the vessel is gone.
         """
 
     def frozen_bytes(self, directory: Path) -> int | None:

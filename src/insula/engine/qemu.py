@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from insula.engine import console, evidence, frozen, process, state
+from insula.engine import console, evidence, frozen, process
+from insula.engine.capture import capture
 from insula.engine.errors import (
     EngineLost,
     EngineMissing,
@@ -23,7 +24,15 @@ from insula.engine.instance import QemuInstance
 from insula.engine.plan import choose_accelerator, plan_from_json, plan_to_json, render
 from insula.engine.probe import connect_when_listening, load_facts
 from insula.engine.process import Process
-from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, Instance, LaunchPlan, Memory
+from insula.engine.protocol import (
+    OWN_MEMORY,
+    BootFiles,
+    DiskSwitch,
+    EngineFacts,
+    Instance,
+    LaunchPlan,
+    Memory,
+)
 from insula.engine.qmp import Monitor
 from insula.kit.aio import cancel_and_wait
 from insula.kit.paths import (
@@ -116,6 +125,18 @@ class QemuEngine:
         finally:
             os.close(memory)
 
+    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+        assert isinstance(instance, QemuInstance), "an instance of another engine"
+        try:
+            taker = await self.launch(vessel)
+            stood = await capture(instance, taker, disks)
+            await frozen.dig_holes(taker.identity.pid)
+            await self.freeze(taker)
+        except BaseException:
+            await self.discard(vessel.directory)
+            raise
+        return stood
+
     def frozen_bytes(self, directory: Path) -> int | None:
         if not (directory / DEVICE_STATE).exists():
             return None
@@ -178,14 +199,15 @@ class QemuEngine:
                 if child is None:
                     raise EngineLost("QEMU ended at once.")
                 try:
-                    monitor = await _first_contact(plan, child, created)
-                    if plan.memory.template is not None:
-                        await state.load(monitor, plan.memory.template / DEVICE_STATE)
-                    instance = QemuInstance(plan, child, monitor)
-                    if plan.memory.template is not None:
-                        await instance.wake()
+                    instance = QemuInstance(plan, child, await _first_contact(plan, child, created))
                 except BaseException:
                     await child.end()
+                    raise
+            if plan.memory.template is not None:
+                try:
+                    await instance.wake(plan.memory.template / DEVICE_STATE)
+                except BaseException:
+                    await instance.kill()
                     raise
         except (EngineLost, EngineRefused, TimeoutError, OSError) as error:
             raise self._explain(plan, error) from error

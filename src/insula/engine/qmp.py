@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,20 +107,6 @@ class Monitor:
         except (OSError, QMPError) as error:
             raise EngineLost(f"The monitor of machine '{self._name}' takes no file.") from error
         await self.execute("getfd", fdname=name)
-
-    async def wait_event(self, condition: Callable[[Event], bool]) -> Event:
-        """The next event that satisfies the condition; those before it are dropped. For use before `events`.
-
-        Raises EngineLost when the session ends before.
-        """
-        ended = asyncio.create_task(self._wait_ended(), name="monitor-end")
-        try:
-            while (event := await self._events.get()) is not None:
-                if condition(event):
-                    return event
-        finally:
-            await cancel_and_wait(ended)
-        raise EngineLost(f"The monitor of machine '{self._name}' ended.")
 
     async def events(self) -> AsyncIterator[Event]:
         """What the monitor tells, in order, to one reader; ends when the session does."""

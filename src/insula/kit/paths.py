@@ -6,6 +6,7 @@ HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_D
   images/NAME/               images (elsewhere with $INSULA_IMAGES)
   machines/UID/              a machine: disks and run directory in one
   templates/KEY/             a template: frozen disks and devices; its memory is a process's
+  captures/UID/              a machine as it was when it was forked, until its forks have it
   daemon/                    socket, lock, log of insulad
 """
 
@@ -31,6 +32,7 @@ QEMU_STDERR = "qemu.stderr"
 SEED_ISO = "seed.iso"
 DEVICE_STATE = "device.state"  # of a frozen machine: its processors and devices, without memory
 TEMPLATE_DOCUMENT = "template.json"  # what a template is; there once it is whole
+CAPTURE_DOCUMENT = "capture.json"  # of a machine that is forked; there once the capture is whole
 
 DAEMON_SOCKET = "insula.sock"
 DAEMON_LOCK = "insulad.lock"
@@ -77,6 +79,10 @@ class Home:
     @property
     def templates(self) -> Path:
         return self.root / "templates"
+
+    @property
+    def captures(self) -> Path:
+        return self.root / "captures"
 
     @property
     def daemon(self) -> Path:

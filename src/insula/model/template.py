@@ -92,3 +92,20 @@ def cards_of(machine: Machine) -> tuple[tuple[str, str], ...]:
     """(as in its template, its own) MAC of each of the machine's network cards."""
     pairs = zip(as_template(machine).devices, machine.devices, strict=True)
     return tuple((old.mac, new.mac) for old, new in pairs if isinstance(old, Nic) and isinstance(new, Nic))
+
+
+def why_not_captured(machine: Machine, *, live: bool) -> tuple[str, str] | None:
+    """Why this machine cannot be forked as it is, and what to do; None: it can.
+
+    live: it has a process, so that its memory is forked too; else its disks only.
+    """
+    others = [device for device in machine.devices if not _is_forkable(device)]
+    if others:
+        return f"it has a {others[0].device} of its own, '{others[0].id}'", "Detach that first."
+    agent = next((device for device in machine.devices if isinstance(device, AgentPort)), None)
+    if live and (agent is None or agent.protocol != "insula"):
+        return (
+            "while it runs, its guest has no agent that could give its siblings an identity of their own",
+            f"Stop it first: insula stop {machine.name}",
+        )
+    return None

@@ -25,10 +25,12 @@ class Seat:
     """The live machine of one actor, if any; shared by the actor and the procedure it runs.
 
     waking: it is a fork that runs and still has its template's identity: nobody else may speak to it.
+    capturing: its vCPUs stand for a moment of ours, which is no change of phase.
     """
 
     instance: Instance | None = None
     waking: bool = False
+    capturing: bool = False
 
 
 @dataclass
@@ -68,6 +70,11 @@ class MachineContext:
         path = self.directory / MACHINE_DOCUMENT
         if not path.exists() or path.read_text() != text:
             write_atomically(path, text)
+
+    @property
+    def is_sibling(self) -> bool:
+        """Whether this makes a fork of a machine that was captured (`procedures/fork.py`)."""
+        return "captured" in self.journal.remembered
 
     def note(self, text: str) -> None:
         self.journal.note(text)

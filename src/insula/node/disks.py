@@ -11,8 +11,6 @@ from insula.model.device.disk import Disk
 from insula.model.image import Image
 from insula.model.machine import Machine
 
-_FROZEN = "{}.template"  # the template's disk, by another name in the machine's directory
-
 
 def disks_of(machine: Machine, source: str) -> list[Disk]:
     """The machine's disks of that source."""
@@ -32,32 +30,33 @@ async def make_overlays(machine: Machine, image: Image, blob: Path, directory: P
         await create_overlay(target, blob / image.disk.file, image.disk.format, size)
 
 
-async def make_forks(machine: Machine, template: Path, directory: Path) -> None:
-    """A copy-on-write overlay of the template's disk for each disk.
+async def make_forks(
+    machine: Machine, source: Path, tag: str, directory: Path, *, keep_seed: bool = False
+) -> None:
+    """Each disk as it was frozen under `tag` in the directory `source`, a template's or a captured machine's.
 
-    The template's file is linked into the machine's directory: it stays as long as one of them needs it,
-    whatever becomes of the template, and nobody need count.
+    keep_seed: the seed is the fork's too; to cloud-init it stays the machine that it was.
     """
-    from insula.storage.volumes import create_overlay
+    from insula.storage.chain import fork
 
     for disk in disks_of(machine, "image"):
-        target, frozen = directory / disk.file, directory / _FROZEN.format(disk.file)
-        if target.exists():
-            continue
-        frozen.unlink(missing_ok=True)
-        os.link(template / disk.file, frozen)
         assert disk.size_bytes is not None, "resolve() fills in the size"
-        await create_overlay(target, frozen, disk.format, disk.size_bytes)
+        await fork(source, directory, disk.file, tag, disk.size_bytes)
+    for disk in disks_of(machine, "seed"):
+        if keep_seed and not (directory / disk.file).exists():
+            os.link(source / disk.file, directory / disk.file)
 
 
-def stand_on(machine: Machine, template: Path, directory: Path) -> bool:
+def stand_on(machine: Machine, template: Path, tag: str, directory: Path) -> bool:
     """Whether the machine's disks stand on those of the template as it is now.
 
     It may have been removed since, and even made anew: what its guest then has in memory is of other disks.
     """
+    from insula.storage.chain import frozen_name
+
     try:
         return all(
-            (directory / _FROZEN.format(disk.file)).samefile(template / disk.file)
+            (directory / frozen_name(disk.file, tag)).samefile(template / frozen_name(disk.file, tag))
             for disk in disks_of(machine, "image")
         )
     except FileNotFoundError:
@@ -72,6 +71,8 @@ async def make_seeds(machine: Machine, image: Image, hostname: str, directory: P
 
     told: CloudInit = machine.cloud_init
     for disk in disks_of(machine, "seed"):
+        if (directory / disk.file).exists():
+            continue
         await asyncio.to_thread(
             write_seed,
             directory / disk.file,

@@ -27,7 +27,7 @@ from insula.node.context import MachineContext, Seat
 from insula.node.journal import OperationJournal
 from insula.node.mailbox import Actor
 from insula.node.observer import Observer
-from insula.node.procedure import MOST_RECOVERIES, perform
+from insula.node.procedure import MOST_RECOVERIES, DaemonDied, perform
 from insula.node.procedures import find_steps
 from insula.node.rooms import Rooms
 from insula.planner.lifecycle import Cancelled, Situation, Verdict, judge
@@ -103,9 +103,21 @@ class MachineActor(Actor):
         steps = find_steps(operation.verb, context)
         try:
             await perform(operation.verb, steps, context, journal, self.rooms.faults, backwards=backwards)
+        except DaemonDied:
+            raise
+        except BaseException:
+            if not journal.abandoned:  # the next daemon goes on, and needs what we need
+                await self._release_capture(context)
+            raise
         finally:
             self._asked_to_end = False
+        await self._release_capture(context)
         return context.outcome
+
+    async def _release_capture(self, context: MachineContext) -> None:
+        if context.is_sibling:
+            captured = context.journal.remembered["captured"]
+            await self.rooms.captures.release(captured, context.operation.uid)
 
     # -- the live machine
 
@@ -126,7 +138,7 @@ class MachineActor(Actor):
         if isinstance(event, Resumed):
             if self.observer.phase in (Phase.STARTING, Phase.PAUSED) and not self.seat.waking:
                 await self.observer.see(phase=Phase.RUNNING, reason="")
-        elif isinstance(event, Paused):
+        elif isinstance(event, Paused) and not self.seat.capturing:
             if self.observer.phase in (Phase.RUNNING, Phase.PAUSED):
                 await self.observer.see(phase=Phase.PAUSED, reason=event.reason)
         elif isinstance(event, ShuttingDown):

@@ -56,6 +56,7 @@ class Node:
         self.rooms.home.machines.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._crew.start(self.rooms.images.sweep(), "sweep of dead builds")
         self._crew.start(self.rooms.templates.sweep(), "sweep of dead templates")
+        self._crew.start(self.rooms.captures.sweep(), "sweep of captures that are not needed")
         machines = [stored.document for stored in self.rooms.store.all(Machine)]
         found = await asyncio.gather(*(self._adopt(machine) for machine in machines))
         told = [line for line in found if line]

@@ -31,8 +31,10 @@ def identity_of(context: MachineContext) -> Identity:
     """Who the guest is to be. The machine-id is made from the machine's uid, so that doing it twice is doing
     it once."""
     machine = context.machine
+    # A sibling woke up with the cards of the machine that was captured, another fork with its template's.
+    cards = context.journal.remembered.get("cards", cards_of(machine))
     machine_id = hashlib.sha256(f"machine-id {machine.uid}".encode()).hexdigest()[:32]
-    return Identity(context.hostname, machine_id, cards_of(machine))
+    return Identity(context.hostname, machine_id, tuple((old, new) for old, new in cards))
 
 
 async def renew(context: MachineContext, instance: Instance) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from insula.engine.protocol import Engine
 from insula.kit.paths import Home
+from insula.node.captures import Captures
 from insula.node.procedure import Faults
 from insula.node.templates import Templates
 from insula.storage.images import ImageStore
@@ -21,4 +22,5 @@ class Rooms:
     engine: Engine
     images: ImageStore
     templates: Templates
+    captures: Captures
     faults: Faults = field(default_factory=Faults)

@@ -31,7 +31,8 @@ from insula.kit.units import BadUnit, format_size, parse_size
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
 from insula.model.template import NAME, Template, TemplateView, as_template, why_not_forked
-from insula.node.disks import make_overlays, make_seeds
+from insula.node.disks import disks_of, make_overlays, make_seeds
+from insula.storage.chain import frozen_name
 from insula.storage.images import MANIFEST, ImageStore
 
 log = logging.getLogger(__name__)
@@ -194,6 +195,8 @@ class Templates:
             await instance.resume()
             await self._bring_to_rest(instance, report)
             await self._engine.freeze(instance)
+            for disk in disks_of(common, "image"):
+                (directory / disk.file).rename(directory / frozen_name(disk.file, key))
             template = Template(
                 key=key,
                 image=common.image,

@@ -12,8 +12,13 @@ from insula.storage.errors import disk_full, require_space
 OVERLAY_BYTES = 2**20
 
 
-async def create_overlay(path: Path, backing: Path, backing_format: str, size: int) -> None:
+async def create_overlay(
+    path: Path, backing: Path, backing_format: str, size: int, *, beside: bool = False
+) -> None:
     """Make an empty qcow2 disk of `size` bytes at path that reads what it has not got from `backing`.
+
+    beside: name a backing file in the same directory relatively, so that the directory can be moved, and do
+    not look into it, so that it may still be open for writing.
 
     Takes one process and some 200 kB. Replaces nothing: raises FileExistsError. Raises DiskFull, and
     CommandFailed for whatever else qemu-img said; nothing is left behind.
@@ -22,7 +27,8 @@ async def create_overlay(path: Path, backing: Path, backing_format: str, size: i
         raise FileExistsError(path)
     what = f"the disk '{path.name}'"
     require_space(path, OVERLAY_BYTES, what)
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(backing.absolute()), "-F", backing_format]
+    named = ["-u", "-b", backing.name] if beside else ["-b", str(backing.absolute())]
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", *named, "-F", backing_format]
     try:
         await run([*argv, str(path), str(size)], env={**os.environ, "LC_ALL": "C"})
     except BaseException as error:

@@ -54,6 +54,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Phase | None]] = {
     "resume": ("paused", {}, Phase.RUNNING),
     "kill": ("running", {}, Phase.STOPPED),
     "rm": ("running", {"force": True}, None),
+    "fork": ("running", {"count": 2, "names": "sibling{n}"}, Phase.RUNNING),
 }
 PLACES = {
     "create": [
@@ -74,6 +75,7 @@ PLACES = {
     "resume": ["resume"],
     "kill": ["kill"],
     "rm": ["end the process", "remove files"],
+    "fork": ["capture"],
 }
 EVERY_PLACE = [
     (verb, f"{when} {step}")

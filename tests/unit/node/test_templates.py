@@ -390,11 +390,12 @@ def test_a_machine_is_no_fork_of_a_template_that_was_made_anew(tmp_path: Path) -
     template, directory = tmp_path / "template", tmp_path / "machine"
     for path in (template, directory):
         path.mkdir()
-    (template / "disk0.qcow2").write_text("old")
-    assert not stand_on(machine(), template, directory)
-    os.link(template / "disk0.qcow2", directory / "disk0.qcow2.template")
-    assert stand_on(machine(), template, directory)
-    (template / "disk0.qcow2").unlink()
-    assert not stand_on(machine(), template, directory)
-    (template / "disk0.qcow2").write_text("new")
-    assert not stand_on(machine(), template, directory)
+    frozen = template / "disk0-key.qcow2"
+    frozen.write_text("old")
+    assert not stand_on(machine(), template, "key", directory)
+    os.link(frozen, directory / frozen.name)
+    assert stand_on(machine(), template, "key", directory)
+    frozen.unlink()
+    assert not stand_on(machine(), template, "key", directory)
+    frozen.write_text("new")
+    assert not stand_on(machine(), template, "key", directory)

@@ -15,7 +15,17 @@ def launch(disk: Disk, surroundings: Surroundings) -> Fragment:
     What the guest discards is given back to the host. A full or failing disk stops the vCPUs instead of
     telling the guest of an error its file system would not survive; they go on when the host is mended.
     """
-    node = option(
+    node = _nothing(disk) if surroundings.vessel else _medium(disk)
+    pairs: dict[str, object] = {"id": disk.id, "drive": f"{disk.id}-node"}
+    if disk.source == "image":
+        pairs["bootindex"] = 1  # 0 is taken by -kernel, where there is one
+    if disk.serial:
+        pairs["serial"] = disk.serial[:SERIAL_LENGTH]
+    return ("-blockdev", node, "-device", option("virtio-blk-pci", **pairs, werror="stop", rerror="stop"))
+
+
+def _medium(disk: Disk) -> str:
+    return option(
         f"driver={disk.format}",
         node_name=f"{disk.id}-node",
         read_only="on" if disk.read_only else "off",
@@ -28,9 +38,9 @@ def launch(disk: Disk, surroundings: Surroundings) -> Fragment:
         file__cache__direct="off",
         file__cache__no_flush="off",
     )
-    pairs: dict[str, object] = {"id": disk.id, "drive": f"{disk.id}-node"}
-    if disk.source == "image":
-        pairs["bootindex"] = 1  # 0 is taken by -kernel, where there is one
-    if disk.serial:
-        pairs["serial"] = disk.serial[:SERIAL_LENGTH]
-    return ("-blockdev", node, "-device", option("virtio-blk-pci", **pairs, werror="stop", rerror="stop"))
+
+
+def _nothing(disk: Disk) -> str:
+    """A vessel never runs: only the device is there."""
+    read_only = "on" if disk.read_only else "off"
+    return option("driver=null-co", node_name=f"{disk.id}-node", read_only=read_only)

@@ -16,7 +16,7 @@ from insula.model.template import NAME
 from insula.node.context import MachineContext
 from insula.node.disks import make_forks, make_overlays, make_seeds
 from insula.node.procedure import Step
-from insula.node.procedures import start
+from insula.node.procedures import pause, start
 from insula.node.templates import TemplateFailed
 
 
@@ -42,7 +42,7 @@ async def remove_directory(context: MachineContext) -> None:
 
 async def find_template(context: MachineContext) -> None:
     """Choose what the machine is forked from, and make it if it is the first of its kind."""
-    if "template" in context.journal.remembered:
+    if "template" in context.journal.remembered or context.is_sibling:
         return
     key, why = "", "it was asked for."
     if not context.parameters.get("cold"):
@@ -56,10 +56,15 @@ async def find_template(context: MachineContext) -> None:
 
 
 async def make_disks(context: MachineContext) -> None:
-    key = context.journal.remembered.get("template")
+    remembered = context.journal.remembered
+    key, captured = remembered.get("template"), remembered.get("captured")
+    if captured:
+        source, tag = context.rooms.captures.directory(captured), context.rooms.captures.tag(captured)
+        await make_forks(context.machine, source, tag, context.directory, keep_seed=True)
+        return
     if key:
         try:
-            await make_forks(context.machine, context.rooms.templates.directory(key), context.directory)
+            await make_forks(context.machine, context.rooms.templates.directory(key), key, context.directory)
             return
         except FileNotFoundError:
             pass  # it gave way to another one just now: `launch` sees that, and boots
@@ -87,4 +92,7 @@ def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
         Step("make seed", make_seed),
         Step("record", record),
     ]
-    return [*made, *start.steps(context)] if starts else made
+    if not starts:
+        return made
+    then = pause.steps(context) if context.parameters.get("paused") else ()
+    return [*made, *start.steps(context), *then]

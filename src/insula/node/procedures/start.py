@@ -56,6 +56,8 @@ async def launch(context: MachineContext) -> None:
         plan = engine.plan(context.machine, context.boot_files(), context.directory, facts, memory)
         instance = await engine.launch(plan)
     except TemplateGone:
+        if context.is_sibling:
+            raise  # what it was to go on with is lost; a boot would not be that
         # It gave way to another one just now. Its disks stayed, so the machine can boot from them.
         plan = engine.plan(context.machine, context.boot_files(), context.directory, facts)
         instance = await engine.launch(plan)
@@ -64,11 +66,17 @@ async def launch(context: MachineContext) -> None:
 
 
 def _memory_of(context: MachineContext) -> Memory:
-    key = context.journal.remembered.get("template")
-    if not key:
-        return OWN_MEMORY
-    template = context.rooms.templates.directory(key)
-    return Memory(template=template) if stand_on(context.machine, template, context.directory) else OWN_MEMORY
+    """What the machine wakes up with; for a sibling of one that did not run there is nothing."""
+    remembered = context.journal.remembered
+    if captured := remembered.get("captured"):
+        return (
+            Memory(template=context.rooms.captures.directory(captured)) if remembered["live"] else OWN_MEMORY
+        )
+    if key := remembered.get("template"):
+        template = context.rooms.templates.directory(key)
+        if stand_on(context.machine, template, key, context.directory):
+            return Memory(template=template)
+    return OWN_MEMORY
 
 
 async def undo_launch(context: MachineContext) -> None:
