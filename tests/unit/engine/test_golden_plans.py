@@ -78,7 +78,11 @@ def plan_of(case: dict[str, Any]) -> LaunchPlan:
 
 def memory_of(fields: dict[str, Any]) -> Memory:
     template = fields.get("template")
-    return Memory(fields.get("shareable", False), Path(template) if template else None)
+    return Memory(
+        shareable=fields.get("shareable", False),
+        vessel=fields.get("vessel", False),
+        template=Path(template) if template else None,
+    )
 
 
 def lines_of(argv: tuple[str, ...]) -> list[str]:
