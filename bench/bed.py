@@ -84,7 +84,7 @@ class Bed:
 
     def record_plan(self) -> None:
         """Keep the launch plan of a machine that Insula ran, for the peer to run by hand: `plan`, `argv`."""
-        machine = self.client.run(IMAGE, name="plan")
+        machine = self.client.run(IMAGE, name="plan", cold=True)
         try:
             text = (Path(machine.info["directory"]) / LAUNCH_PLAN).read_text()
         finally:
@@ -118,7 +118,7 @@ class Bed:
 
     def start_machine(self, name: str) -> insula.Machine:
         """A machine of Insula's, to where its agent has answered."""
-        machine = self.client.run(IMAGE, name=name)
+        machine = self.client.run(IMAGE, name=name, cold=True)
         machine.exec("true", check=True, agent_timeout=PATIENCE)
         return machine
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import insula
+from bench import warm
 from bench.bare import Bare
 from bench.bed import IMAGE, PATIENCE, Bed, at_once, pss, resident, timed
 from bench.figure import Bound, Figure, in_turn
@@ -21,7 +22,7 @@ Case = Callable[[Bed, int], Iterator[Figure]]
 
 def measure_run(bed: Bed, runs: int) -> Iterator[Figure]:
     """A whole `insula run --rm micro -- true` against the same monitor started by hand."""
-    command = ("run", "--rm", IMAGE, "--", "true")
+    command = ("run", "--cold", "--rm", IMAGE, "--", "true")
 
     def bare() -> float:
         return timed(lambda: bed.run_bare_script("true"))
@@ -33,7 +34,7 @@ def measure_run(bed: Bed, runs: int) -> Iterator[Figure]:
     bed.cli("ls")
     # A guest's boot varies by half a second on a busy host, what is measured here by a tenth.
     ours, peer = in_turn(3 * runs, lambda: timed(lambda: bed.cli(*command)), bare)
-    what = "insula run --rm micro -- true / the same argv, started and asked by a minimal script"
+    what = "insula run --cold --rm micro -- true / the same argv, started and asked by a minimal script"
     yield Figure("run, daemon up", what, "s", ours, peer, (Bound("times", 1.05), Bound("more", 0.150)))
     ours, peer = in_turn(runs, cold, bare)
     yield Figure(
@@ -180,4 +181,5 @@ CASES: dict[str, Case] = {
     "ten": measure_ten,
     "daemon": measure_daemon,
     "memory": measure_memory,
+    **warm.CASES,
 }

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from insula.engine.errors import TemplateGone
 from insula.engine.protocol import OWN_MEMORY, Memory
+from insula.kit.clock import utc_now
 from insula.model.observation import Observation, Phase
 from insula.node.context import MachineContext
 from insula.node.disks import stand_on
@@ -102,6 +103,8 @@ async def run(context: MachineContext) -> None:
     context.seat.waking = forked
     if await instance.state() != "running":
         await instance.resume()
+    asked = (utc_now() - context.operation.created).total_seconds()
+    context.outcome["running_after_seconds"] = round(asked, 4)
     if forked:
         context.outcome["renewed"] = await renew(context, instance)
         context.seat.waking = False
