@@ -49,6 +49,8 @@ class Bed:
             for machine in self.client.machines():
                 machine.remove(force=True)
         with contextlib.suppress(insula.InsulaError):
+            self.client.prune_templates()  # their memory would outlive the home
+        with contextlib.suppress(insula.InsulaError):
             self.client.daemon_stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
