@@ -69,7 +69,9 @@ def render(
     memory: Memory = OWN_MEMORY,
 ) -> LaunchPlan:
     """The launch plan. The same values give the same plan. Raises UnsupportedDevice."""
-    surroundings = Surroundings(machine.machine_type, facts.features, memory.vessel)
+    surroundings = Surroundings(
+        machine.machine_type, facts.features, vessel=memory.vessel, forked=memory.template is not None
+    )
     agent = _only_one(machine, AgentPort)
     serial = _only_one(machine, Serial)
     fragments = [
