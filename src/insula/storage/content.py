@@ -1,8 +1,8 @@
 """What a disk holds, as one digest: of its bytes, whatever file and format they came in.
 
-SHA-256 over, for each aligned block of 1 MiB that is not all zeros, its offset (8 bytes, little-endian) and its
-bytes. Holes and zeros are one and the same, so a sparse copy and a full one have the same digest, and a disk of
-64 TiB with little in it is read quickly.
+SHA-256 over, for each aligned block of 1 MiB that is not all zeros, its offset (8 bytes, little-endian) and
+its bytes. Holes and zeros are one and the same, so a sparse copy and a full one have the same digest, and a
+disk of 64 TiB with little in it is read quickly.
 
 A `Follower` computes it while the disk is still being written, which costs no time where there are two
 processors. That is right because qemu-img writes in ascending order unless told otherwise (qemu-img(1), -W):
@@ -30,6 +30,11 @@ class Follower:
         self._size = size
         self._digest = hashlib.sha256()
         self._position = 0
+        self._given_up = False
+
+    def give_up(self) -> None:
+        """Nobody wants the digest any more: `follow` comes to its end at once."""
+        self._given_up = True
 
     def follow(self, ended: threading.Event, look: Callable[[], None] = lambda: None) -> str:
         """Until `ended` and then to the end: the digest in hexadecimal. look: called now and then."""
@@ -49,7 +54,7 @@ class Follower:
 
     def _advance(self, end: int) -> None:
         """Take in all blocks up to `end`."""
-        while self._position < end:
+        while self._position < end and not self._given_up:
             found = _seek(self._descriptor, self._position, os.SEEK_DATA)
             if found is None or found >= end:
                 self._position = end

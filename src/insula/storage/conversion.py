@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,21 @@ from insula.storage.formats import FORMATS
 from insula.storage.packages import Report
 from insula.storage.source import Source, SourceFile
 
-# Left free on the images' file system: an image that unpacks to more than there is room for stops before others
-# on this host have no room either.
+# Left free on the images' file system: an image that unpacks to more than there is room for stops before
+# others on this host have no room either.
 RESERVE = 2**29
 _PERCENT = re.compile(r"\((\d+(?:\.\d+)?)/100%\)")
 _DAMAGED = re.compile(
-    r"corrupt|[Ii]nvalid|[Cc]ould not open|malformed|Input/output error|error while reading|inflate|decompress"
+    r"corrupt|[Ii]nvalid|[Cc]ould not open|malformed|Input/output error|error while "
+    "reading|inflate|decompress"
 )
 
 
 async def convert_to_raw(source: Source, target: Path, report: Report) -> str:
     """Make `target` the disk of the source, sparse and raw; the digest of its content (see `content`).
 
-    Raises ImageRefused, ImageDamaged, DiskFull and ConversionFailed. What was begun of the target is the caller's to
-    remove.
+    Raises ImageRefused, ImageDamaged, DiskFull and ConversionFailed. What was begun of the target is the
+    caller's to remove.
     """
     size = source.facts.virtual_size
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -50,34 +51,42 @@ async def convert_to_raw(source: Source, target: Path, report: Report) -> str:
             argv = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", "-O", "raw"]
             argv += [f"json:{json.dumps(options)}", _path(descriptor)]
             command = await confinement.wrap(argv, most_file=size, disk=size)
-            ended = threading.Event()
-            full = threading.Event()
-            follower = Follower(descriptor, size)
             work = asyncio.ensure_future(_run(command, [descriptor, *descriptors], source.main.name, report))
-
-            def look() -> None:
-                if free_bytes(target) < RESERVE and not full.is_set():
-                    full.set()
-                    loop.call_soon_threadsafe(work.cancel)
-
-            loop = asyncio.get_running_loop()
-            digest = asyncio.ensure_future(asyncio.to_thread(follower.follow, ended, look))
-            try:
-                await work
-            except asyncio.CancelledError:
-                if full.is_set():
-                    raise disk_full(target.parent, RESERVE, f"image '{source.main.name}'") from None
-                raise
-            except CommandFailed as error:
-                raise _explain(error, source.main, target.parent) from error
-            finally:
-                work.cancel()
-                ended.set()
-                await asyncio.wait([digest])
+            digest = await _digest_meanwhile(work, Follower(descriptor, size), source.main, target.parent)
         confinement.take_back(descriptor)
-        return digest.result()
+        return digest
     finally:
         os.close(descriptor)
+
+
+async def _digest_meanwhile(
+    work: asyncio.Future[None], follower: Follower, file: SourceFile, place: Path
+) -> str:
+    """Wait for the work, which is stopped when it leaves the host too little room; the digest of what it
+    wrote."""
+    loop = asyncio.get_running_loop()
+    ended, full = threading.Event(), threading.Event()
+
+    def look() -> None:
+        if free_bytes(place) < RESERVE and not full.is_set():
+            full.set()
+            loop.call_soon_threadsafe(work.cancel)
+
+    digest = asyncio.ensure_future(asyncio.to_thread(follower.follow, ended, look))
+    try:
+        await work
+    except asyncio.CancelledError:
+        follower.give_up()
+        if full.is_set():
+            raise disk_full(place, RESERVE, f"image '{file.name}'") from None
+        raise
+    except CommandFailed as error:
+        follower.give_up()
+        raise _explain(error, file, place) from error
+    finally:
+        ended.set()
+        await asyncio.wait([digest])
+    return digest.result()
 
 
 def _set_size(source: Source, descriptor: int, size: int) -> None:
@@ -85,14 +94,23 @@ def _set_size(source: Source, descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
     except OSError as error:
         raise source.main.header().refused(
-            "the file system of the images cannot hold a disk of its size", hint="Keep images elsewhere: INSULA_IMAGES."
+            "the file system of the images cannot hold a disk of its size",
+            hint="Keep images elsewhere: INSULA_IMAGES.",
         ) from error
 
 
 async def convert_disk(
-    source: int, source_driver: str, target: int, format: str, options: str, size: int, what: str, report: Report
+    source: int,
+    source_driver: str,
+    target: int,
+    format: str,
+    options: str,
+    size: int,
+    what: str,
+    report: Report,
 ) -> None:
-    """Write a disk of our own into `target` in another format. Both are descriptors; size: of the disk, in bytes.
+    """Write a disk of our own into `target` in another format. Both are descriptors; size: of the disk, in
+    bytes.
 
     Raises DiskFull and ConversionFailed.
     """
@@ -141,7 +159,7 @@ def _readable(file: SourceFile, confinement: Confinement, work: Path, opened: li
         return file.descriptor
     copy = os.open(work, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     opened.append(copy)
-    with open(file.descriptor, "rb", closefd=False) as reader, open(copy, "wb", closefd=False) as writer:  # noqa: PTH123
+    with open(file.descriptor, "rb", closefd=False) as reader, open(copy, "wb", closefd=False) as writer:
         reader.seek(0)
         shutil.copyfileobj(reader, writer, 2**20)
     confinement.lend(copy)
@@ -149,7 +167,8 @@ def _readable(file: SourceFile, confinement: Confinement, work: Path, opened: li
 
 
 def _own_descriptor(source: Source, readable: dict[str, int]) -> int:
-    """A VMDK descriptor of ours for a split disk, in memory: the same extents, by descriptor and not by name."""
+    """A VMDK descriptor of ours for a split disk, in memory: the same extents, by descriptor and not by
+    name."""
     lines = ["# Disk DescriptorFile", "version=1", "CID=fffffffe", "parentCID=ffffffff"]
     sparse = any(extent.sparse for extent in source.facts.extents)
     lines.append(f'createType="twoGbMaxExtent{"Sparse" if sparse else "Flat"}"')

@@ -1,10 +1,12 @@
 """A file to import, held open: what is checked are the bytes that are converted.
 
-    path --open_source--> descriptors --inspect--> facts --convert--> ... --verify_unchanged--> they were the same
+    path --open_source--> descriptors --inspect--> facts --convert--> ... --verify_unchanged--> they were the
+    same
 
 A path is followed once, to a regular file and through no symbolic link at its end; after that only the
 descriptor is used, so a name that is turned to another file changes nothing. Who may write the file can still
-write into it; that moves its change time (which nobody can set back), and `verify_unchanged` refuses the result.
+write into it; that moves its change time (which nobody can set back), and `verify_unchanged` refuses the
+result.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from insula.storage.formats.header import SECTOR
 from insula.storage.formats.vmdk import MAGIC, inspect_sparse
 
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
-# Change times have the grain of the kernel's tick (10 ms at most); two changes closer than that look like one.
+# Change times have the grain of the kernel's tick (10 ms at most); two changes closer than that look like
+# one.
 _TICK = 0.02
 
 
@@ -90,9 +93,7 @@ def _open_extents(stack: ExitStack, source: Source, directory: int) -> None:
             if inspect_sparse(header) != extent.sectors or extent.offset:
                 raise header.damaged("it has another size than the descriptor says")
         elif SECTOR * (extent.offset + extent.sectors) > header.size:
-            raise header.damaged(
-                f"it has {format_size(header.size)}, less than the descriptor says"
-            )
+            raise header.damaged(f"it has {format_size(header.size)}, less than the descriptor says")
 
 
 def _open(stack: ExitStack, path: Path, directory: int | None) -> SourceFile:
@@ -104,7 +105,8 @@ def _open(stack: ExitStack, path: Path, directory: int | None) -> SourceFile:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         raise SourceUnreadable(
-            f"'{path}' is no regular file, so it is not read.", hint="Copy its contents to a file, and import that."
+            f"'{path}' is no regular file, so it is not read.",
+            hint="Copy its contents to a file, and import that.",
         )
     if time.time() - status.st_ctime < _TICK:
         time.sleep(_TICK)  # so that a change from now on has another time

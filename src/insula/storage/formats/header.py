@@ -1,4 +1,5 @@
-"""Reading headers of files that somebody else made: bounded pieces, checked sizes, and one voice for refusals."""
+"""Reading headers of files that somebody else made: bounded pieces, checked sizes, and one voice for
+refusals."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from insula.kit.units import format_size
 from insula.storage.errors import ImageDamaged, ImageRefused
 
 SECTOR = 512
-# The largest disk of any format here (VHDX, MS-VHDX 2.6.2.3); what claims to be larger is a mistake or an attack.
+# The largest disk of any format here (VHDX, MS-VHDX 2.6.2.3); what claims to be larger is a mistake or an
+# attack.
 MOST_VIRTUAL = 64 * 2**40
 MOST_PIECE = 2**20  # bytes read at once: the longest piece that a format has before its tables
 MOST_READ = 8 * 2**20  # bytes read of one header altogether
@@ -78,7 +80,9 @@ class Header:
     def need(self, what: str, offset: int, size: int) -> None:
         """Raises ImageDamaged unless the file has `size` bytes at `offset`."""
         if offset <= 0 or offset + size > self.size:
-            raise self.damaged(f"its {what} would be at byte {offset}, with {format_size(size)}, which the file has not")
+            raise self.damaged(
+                f"its {what} would be at byte {offset}, with {format_size(size)}, which the file has not"
+            )
 
     def disk_size(self, size: int) -> int:
         """The size, if a disk can have it. Raises ImageRefused."""

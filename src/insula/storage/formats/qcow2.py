@@ -1,4 +1,5 @@
-"""qcow2 (docs/interop/qcow2.txt of QEMU): versions 2 and 3, compressed or not, without anything outside the file."""
+"""qcow2 (docs/interop/qcow2.txt of QEMU): versions 2 and 3, compressed or not, without anything outside the
+file."""
 
 from __future__ import annotations
 
@@ -18,9 +19,18 @@ def matches(header: Header) -> bool:
 
 
 def inspect(header: Header) -> DiskFacts:
-    version, backing, backing_size, cluster_bits, size, crypt, l1_size, l1_at, refcounts_at, refcount_clusters = (
-        header.unpack(">IQIIQIIQQI", 4)
-    )
+    (
+        version,
+        backing,
+        backing_size,
+        cluster_bits,
+        size,
+        crypt,
+        l1_size,
+        l1_at,
+        refcounts_at,
+        refcount_clusters,
+    ) = header.unpack(">IQIIQIIQQI", 4)
     if version not in (2, 3):
         raise header.refused(f"it is of version {version} of its format; known are 2 and 3")
     if backing or backing_size:

@@ -14,7 +14,9 @@ def matches(header: Header) -> bool:
 
 
 def inspect(header: Header) -> DiskFacts:
-    cluster, table, header_size, features, _, _, l1, size, name_at, name_size = header.unpack("<IIIQQQQQII", 4)
+    cluster, table, header_size, features, _, _, l1, size, name_at, name_size = header.unpack(
+        "<IIIQQQQQII", 4
+    )
     if features & (_BACKING | _BACKING_RAW):
         name = shown(header.at(name_at, min(name_size, 1023)))
         raise header.refused(f"it is a layer over another file, '{name}', which it asks the host to open")

@@ -18,7 +18,9 @@ def matches(header: Header) -> bool:
 def inspect(header: Header) -> DiskFacts:
     version, header_size, kind, _ = header.unpack("<IIII", 68)
     if version != _VERSION:
-        raise header.refused(f"it is of version {version >> 16}.{version & 0xFFFF} of its format; known is 1.1")
+        raise header.refused(
+            f"it is of version {version >> 16}.{version & 0xFFFF} of its format; known is 1.1"
+        )
     if header_size < 0x180:
         raise header.damaged(f"its header says that it has {header_size} bytes")
     table, data, _, _, _, sector = header.unpack("<IIIIII", 340)

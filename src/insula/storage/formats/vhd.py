@@ -24,7 +24,9 @@ def inspect(header: Header) -> DiskFacts:
     at_start = header.starts_with(_COOKIE)
     at = 0 if at_start else header.size - SECTOR
     raw = header.at(at, SECTOR)
-    (_, _, version, table, _, _, _, _, _, size, *_chs, kind, checksum, _, _) = struct.unpack_from(_FOOTER, raw)
+    (_, _, version, table, _, _, _, _, _, size, *_chs, kind, checksum, _, _) = struct.unpack_from(
+        _FOOTER, raw
+    )
     _verify(header, raw, 64, checksum, "footer")
     if version >> 16 != 1:
         raise header.refused(f"it is of version {version >> 16} of its format; known is 1")

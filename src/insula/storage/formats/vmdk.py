@@ -1,4 +1,5 @@
-"""VMDK (VMware Virtual Disk Format 5.0): monolithic and stream-optimized in one file, flat and split in several.
+"""VMDK (VMware Virtual Disk Format 5.0): monolithic and stream-optimized in one file, flat and split in
+several.
 
 A descriptor names other files, which is how an image asks for a host's own. So it is never handed on: the
 names are checked to be plain ones, beside the descriptor, and the conversion writes a descriptor of its own.
@@ -31,7 +32,9 @@ def matches(header: Header) -> bool:
 def inspect(header: Header) -> DiskFacts:
     for magic, what in _OTHERS.items():
         if header.starts_with(magic):
-            raise header.refused(f"it is in {what} format", hint="Export it from its host as OVF or stream-optimized.")
+            raise header.refused(
+                f"it is in {what} format", hint="Export it from its host as OVF or stream-optimized."
+            )
     if header.starts_with(MAGIC):
         return DiskFacts(NAME, DRIVER, SECTOR * inspect_sparse(header))
     if header.size > _MOST_TEXT:
@@ -94,7 +97,8 @@ def _read_descriptor(header: Header) -> DiskFacts:
 
 
 def _parse(header: Header, raw: bytes) -> tuple[dict[str, str], list[Extent]]:
-    """Fields and extents of a descriptor. Raises ImageRefused on a parent, and on names that are not plain."""
+    """Fields and extents of a descriptor. Raises ImageRefused on a parent, and on names that are not
+    plain."""
     fields: dict[str, str] = {}
     extents: list[Extent] = []
     for line in raw.split(b"\0")[0].decode(errors="replace").splitlines():
