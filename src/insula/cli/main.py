@@ -35,7 +35,7 @@ GROUPS = {
         "logs": "Print what a machine has written to its serial console",
     },
     "Images": {
-        "image": "Build, list, show and remove images",
+        "image": "Pull, import, export, build, list and remove images",
     },
     "The host": {
         "doctor": "Say what this host has and lacks, and how to mend it",

@@ -145,8 +145,8 @@ class Desk:
             **fields,
         )
 
-    def image_operation(self, verb: str, name: str) -> Operation:
-        """A new operation on an image."""
+    def image_operation(self, verb: str, name: str, parameters: dict[str, Any] | None = None) -> Operation:
+        """A new operation on an image; '*' is all of them."""
         return Operation(
             uid=new_uid(),
             name=name,
@@ -154,6 +154,7 @@ class Desk:
             verb=verb,
             target_kind="image",
             target=f"image:{name}",
+            parameters=parameters or {},
         )
 
     def change_machine(self, uid: str, **wanted: Any) -> Sequence[Change]:

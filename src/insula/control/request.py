@@ -13,10 +13,12 @@ from insula.model.observation import Observation
 class VerbRequest:
     """Somebody asks for a verb.
 
-    verb: create start stop restart reset pause resume kill rm rename (machines), image-build image-rm.
+    verb: create start stop restart reset pause resume kill rm rename (machines), image-build image-import
+    image-pull image-export image-rm image-prune.
     name: of the machine ('' lets create choose one) or image. parameters: the verb's own, checked by it:
     create {spec: MachineSpec as JSON, start: bool}; stop and restart {timeout: seconds, force: bool};
-    rm {force: bool}; rename {name: str}. if_generation: refuse (StaleGeneration, HTTP 412) unless current.
+    rm {force: bool}; rename {name: str}; image-import {ImportSpec as JSON}, image-pull {PullSpec},
+    image-export {ExportSpec}. if_generation: refuse (StaleGeneration, HTTP 412) unless current.
     """
 
     verb: str

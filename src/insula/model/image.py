@@ -82,11 +82,37 @@ class ImageProperties(Value):
 
     summary: str = Field(default="", max_length=200)
     os: str = Field(default="unknown", max_length=100)
-    architecture: str = Field(default="x86_64", max_length=20)
     default_user: str = Field(default="root", pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
     cloud_init: bool = False
     agent: Literal["qemu", "none"] = "none"
     memory: Size = Field(default=2**30, ge=64 * 2**20)
+
+
+class ImportSpec(ImageProperties):
+    """A file that is to become an image.
+
+    path: absolute, on the daemon's host. format: as in docs/reference/images.md, None to go by the file's
+    header. replace: put it in the place of an image that has the name.
+    """
+
+    path: str = Field(max_length=4096)
+    format: str | None = None
+    replace: bool = False
+
+
+class PullSpec(Value):
+    """Which image of the catalogues is wanted, where it is to have another name than there."""
+
+    source: Name | None = None
+
+
+class ExportSpec(Value):
+    """Where an image's disk is to be written. path: absolute, on the daemon's host. replace: a file that is
+    there."""
+
+    path: str = Field(max_length=4096)
+    format: str = "qcow2"
+    replace: bool = False
 
 
 class ImageRef(Value):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from insula.control.port import ExecRequest
 from insula.engine.agent.protocol import ExecSession
@@ -15,7 +16,7 @@ from insula.kit.aio import Crew
 from insula.kit.clock import utc_now
 from insula.kit.errors import Conflict, InsulaError
 from insula.model.host import Finding, HostFacts
-from insula.model.image import Image
+from insula.model.image import ExportSpec, Image, ImportSpec
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
@@ -24,6 +25,10 @@ from insula.node.machine_actor import MachineActor
 from insula.node.mailbox import Actor
 from insula.node.rooms import Rooms
 from insula.planner.lifecycle import NotRunning
+from insula.storage.catalogue import DIRECTORY, CatalogueEntry, find_entry, list_catalogue
+from insula.storage.exporting import check_export
+from insula.storage.importing import check_file
+from insula.storage.pulling import check_entry
 from insula.storage.recipe import Recipe, list_recipes
 
 log = logging.getLogger(__name__)
@@ -139,6 +144,21 @@ class Node:
 
     async def find_image(self, name: str) -> Image:
         return self.rooms.images.get(name)
+
+    def list_catalogue(self) -> list[CatalogueEntry]:
+        return list_catalogue([self.rooms.home.root / DIRECTORY])
+
+    async def check_import(self, name: str, spec: ImportSpec) -> None:
+        if not spec.replace:
+            self.rooms.images.require_free_name(name)
+        await asyncio.to_thread(check_file, Path(spec.path), spec.format)
+
+    async def check_pull(self, entry: str) -> None:
+        check_entry(find_entry(entry, [self.rooms.home.root / DIRECTORY]))
+
+    async def check_export(self, name: str, spec: ExportSpec) -> None:
+        image = self.rooms.images.get(name)
+        check_export(image, Path(spec.path), spec.format, replace=spec.replace)
 
     def list_recipes(self) -> list[Recipe]:
         return list_recipes([self.rooms.home.root / "recipes"])

@@ -82,7 +82,6 @@ class CatalogueEntry(Value):
         return ImageProperties(
             summary=self.summary or f"{self.os} {self.version}",
             os=self.os,
-            architecture=self.architecture,
             default_user=self.default_user,
             cloud_init=self.cloud_init,
             agent=self.agent,

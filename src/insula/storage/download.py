@@ -18,8 +18,7 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from email.message import Message
-from http.client import HTTPException
+from http.client import HTTPException, HTTPMessage
 from pathlib import Path
 from typing import IO, Any
 from urllib.error import HTTPError
@@ -50,7 +49,7 @@ class _Redirects(HTTPRedirectHandler):
     """Follows to http and https only, and never from https to http."""
 
     def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         if req.type == "https" and not newurl.startswith("https://"):
             raise HTTPError(newurl, code, "leads from https to something less", headers, fp)
@@ -196,7 +195,7 @@ class Download:
             return ""
         return str(state["validator"]) if state.get("url") == url else ""
 
-    def _remember(self, url: str, headers: Message) -> None:
+    def _remember(self, url: str, headers: HTTPMessage) -> None:
         tag = headers.get("ETag", "")
         validator = tag if tag.startswith('"') else headers.get("Last-Modified", "")
         write_atomically(self.directory / STATE, json.dumps({"url": url, "validator": validator}))

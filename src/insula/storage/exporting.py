@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -52,9 +52,17 @@ def check_export(image: Image, path: Path, format: str, *, replace: bool) -> Non
 
 
 async def export_disk(
-    image: Image, files: Path, path: Path, format: str, report: Report, *, replace: bool = False
+    image: Image,
+    files: Path,
+    path: Path,
+    format: str,
+    report: Report,
+    *,
+    replace: bool = False,
+    whole: Callable[[list[int]], Awaitable[None]] | None = None,
 ) -> int:
-    """Write the image's disk to `path`; the bytes it takes. files: the image's directory.
+    """Write the image's disk to `path`; the bytes it takes. files: the image's directory. whole: awaited
+    with the identity of the file (see `is_file`) before it gets its name.
 
     The file has no name until it is whole, so nothing is left of an export that was cancelled or killed.
     Raises what `check_export` does, DiskFull and ConversionFailed.
@@ -76,9 +84,23 @@ async def export_disk(
                 report,
             )
             os.fsync(target)
+            if whole is not None:
+                await whole(_identity(os.fstat(target)))
             return os.fstat(target).st_blocks * 512
     finally:
         os.close(source)
+
+
+def is_file(path: Path, identity: list[int]) -> bool:
+    """Whether the file of this name is the one that an earlier daemon had made whole."""
+    try:
+        return _identity(path.lstat()) == identity
+    except OSError:
+        return False
+
+
+def _identity(status: os.stat_result) -> list[int]:
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
 
 
 @asynccontextmanager

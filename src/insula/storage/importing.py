@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from insula.kit.clock import utc_now
@@ -15,20 +15,12 @@ from insula.model.device.nic import NetworkMode
 from insula.model.image import Image, ImageDefaults, ImageDisk, ImageProperties
 from insula.model.operation import Progress
 from insula.storage.conversion import RESERVE, convert_to_raw
-from insula.storage.errors import (
-    ImageDamaged,
-    ImageRefused,
-    SourceUnreadable,
-    UnknownFormat,
-    disk_full,
-    require_space,
-)
+from insula.storage.errors import disk_full, require_space
 from insula.storage.images import ImageStore
 from insula.storage.packages import Report
 from insula.storage.source import Source, open_source
 
 DISK_FILE = "disk.raw"
-REFUSALS = (SourceUnreadable, UnknownFormat, ImageDamaged, ImageRefused)
 
 
 def check_file(path: Path, format: str | None) -> None:
@@ -48,12 +40,13 @@ async def import_file(
     format: str | None = None,
     replace: bool = False,
     origin: str = "",
+    whole: Callable[[Image], Awaitable[None]] | None = None,
 ) -> Image:
     """Put the disk into the store as an image that boots from it.
 
-    format: as in `formats.FORMATS`, None to go by the header. An import that is cancelled or killed leaves
-    nothing in the store but what `ImageStore.sweep` takes away. Raises the errors of `check_file`,
-    ImageNameTaken, DiskFull and ConversionFailed.
+    format: as in `formats.FORMATS`, None to go by the header. whole: awaited with the image before it is
+    published. An import that is cancelled or killed leaves nothing in the store but what `ImageStore.sweep`
+    takes away. Raises the errors of `check_file`, ImageNameTaken, DiskFull and ConversionFailed.
     """
     if not replace:
         store.require_free_name(name)
@@ -67,6 +60,8 @@ async def import_file(
             image = _describe(
                 name, properties, source, content, work / "image", origin or f"import of {path.name}"
             )
+            if whole is not None:
+                await whole(image)
             return await asyncio.to_thread(store.publish, image, work / "image", replace=replace)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -83,7 +78,6 @@ def _describe(
         "name": name,
         "summary": properties.summary or f"imported from {source.facts.format}",
         "os": properties.os,
-        "architecture": properties.architecture,
         "disk": ImageDisk(file=DISK_FILE, format="raw", virtual_size_bytes=source.facts.virtual_size),
         "boots": ("disk",),
         "agents": () if agent is None else (agent,),
@@ -105,8 +99,3 @@ def _describe(
     said = image.model_dump(mode="json", exclude={"digest", "created", "size_bytes", "origin"})
     digest = hashlib.sha256(json.dumps([said, content], sort_keys=True).encode()).hexdigest()
     return image.changed(digest=f"sha256:{digest}")
-
-
-def remove_download(directory: Path) -> None:
-    """A download that has been made use of."""
-    shutil.rmtree(directory, ignore_errors=True)

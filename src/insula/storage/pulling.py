@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 from urllib.parse import unquote, urlsplit
@@ -24,7 +24,7 @@ from insula.model.operation import Progress
 from insula.storage.catalogue import CatalogueEntry
 from insula.storage.checksums import Checksum, checksum, find_checksum
 from insula.storage.download import DATA, Download, fetch_text
-from insula.storage.errors import ChecksumMismatch, DownloadFailed
+from insula.storage.errors import ChecksumMismatch, DownloadFailed, ImageRefused
 from insula.storage.images import ImageStore
 from insula.storage.importing import import_file
 from insula.storage.packages import Report
@@ -34,11 +34,28 @@ _UNPACKED = "unpacked"
 T = TypeVar("T")
 
 
-async def pull(entry: CatalogueEntry, name: str, store: ImageStore, report: Report) -> Image:
+def check_entry(entry: CatalogueEntry) -> None:
+    """Raises ImageRefused for an architecture that no machine here has."""
+    if entry.architecture != "x86_64":
+        raise ImageRefused(
+            f"The image '{entry.name}' is refused: it is for {entry.architecture}.",
+            hint="Machines here are x86_64.",
+        )
+
+
+async def pull(
+    entry: CatalogueEntry,
+    name: str,
+    store: ImageStore,
+    report: Report,
+    whole: Callable[[Image], Awaitable[None]] | None = None,
+) -> Image:
     """Put the catalogue's image into the store as `name`, in the place of one that has it.
 
-    Raises DownloadFailed, ChecksumMismatch, DiskFull and what `import_file` does.
+    whole: awaited with the image before it is published. Raises DownloadFailed, ChecksumMismatch, DiskFull
+    and what `import_file` does.
     """
+    check_entry(entry)
     expected = await asyncio.to_thread(find_expected, entry)
     key = hashlib.sha256(f"{entry.url}\n{expected}".encode()).hexdigest()[:16]
     loop = asyncio.get_running_loop()
@@ -57,6 +74,7 @@ async def pull(entry: CatalogueEntry, name: str, store: ImageStore, report: Repo
                 store,
                 report,
                 format=entry.format,
+                whole=whole,
                 replace=True,
                 origin=entry.url,
             )
