@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -123,14 +122,16 @@ async def _nameless(path: Path, replace: bool) -> AsyncIterator[int]:
 
 def _give_name(descriptor: int, path: Path, replace: bool) -> None:
     try:
-        os.link(f"/proc/self/fd/{descriptor}", path, follow_symlinks=True)
+        _link(descriptor, path)
     except FileExistsError:
         if not replace:
             raise TargetExists(
                 f"'{path}' has come into being meanwhile.", hint="To put the export in its place: --replace"
             ) from None
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        os.link(f"/proc/self/fd/{descriptor}", beside, follow_symlinks=True)
+        # Always the same name, so that what a crash leaves here goes when the operation is resumed.
+        beside = path.with_name(f".{path.name}.insula-export")
+        beside.unlink(missing_ok=True)
+        _link(descriptor, beside)
         try:
             beside.replace(path)
         except BaseException:
@@ -141,3 +142,9 @@ def _give_name(descriptor: int, path: Path, replace: bool) -> None:
         if error.errno not in (errno.EPERM, errno.ENOENT, errno.EACCES):
             raise
         raise UnusableTarget(f"The export cannot be named '{path}'.") from error
+
+
+def _link(descriptor: int, path: Path) -> None:
+    """linkat(2) with AT_SYMLINK_FOLLOW, as open(2) shows for O_TMPFILE; os.link uses it only with a
+    directory."""
+    os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor, follow_symlinks=True)

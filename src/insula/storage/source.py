@@ -26,7 +26,6 @@ from insula.storage.formats import DiskFacts, Header, inspect
 from insula.storage.formats.header import SECTOR
 from insula.storage.formats.vmdk import MAGIC, inspect_sparse
 
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 # Change times have the grain of the kernel's tick (10 ms at most); two changes closer than that look like
 # one.
 _TICK = 0.02
@@ -98,16 +97,15 @@ def _open_extents(stack: ExitStack, source: Source, directory: int) -> None:
 
 def _open(stack: ExitStack, path: Path, directory: int | None) -> SourceFile:
     try:
-        descriptor = os.open(path, _FLAGS, dir_fd=directory)
+        # O_PATH only finds the file: a device or a FIFO is not even opened.
+        found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        stack.callback(os.close, found)
+        _require_regular(path, os.fstat(found))
+        descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
         raise _unreadable(path, error) from error
     stack.callback(os.close, descriptor)
     status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        raise SourceUnreadable(
-            f"'{path}' is no regular file, so it is not read.",
-            hint="Copy its contents to a file, and import that.",
-        )
     if time.time() - status.st_ctime < _TICK:
         time.sleep(_TICK)  # so that a change from now on has another time
     return SourceFile(descriptor, path.name, _identity(descriptor))
@@ -118,10 +116,20 @@ def _identity(descriptor: int) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
+def _require_regular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise SourceUnreadable(
+            f"'{path}' is a symbolic link, so it is not read.", hint="Name the file it leads to."
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceUnreadable(
+            f"'{path}' is no regular file, so it is not read.",
+            hint="Copy its contents to a file, and import that.",
+        )
+
+
 def _unreadable(path: Path, error: OSError) -> SourceUnreadable:
-    if error.errno == errno.ELOOP:
-        why, hint = "it is a symbolic link", "Name the file it leads to."
-    elif error.errno == errno.ENOENT:
+    if error.errno == errno.ENOENT:
         why, hint = "there is no such file", "The path is one on the daemon's host."
     elif error.errno in (errno.EACCES, errno.EPERM):
         why, hint = "the daemon's user may not read it", "Make it readable: chmod a+r FILE"
