@@ -149,7 +149,9 @@ class Download:
             stream.truncate(start)
             stream.seek(start)
             at = start
-            while piece := answer.read(_PIECE):
+            while piece := answer.read1(
+                _PIECE
+            ):  # what has come, be it little: a cancel must not wait for more
                 if self.stop.is_set():
                     raise Stopped
                 at += len(piece)

@@ -7,9 +7,9 @@ import lzma
 import os
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from insula.kit.units import format_size
 from insula.storage.conversion import RESERVE
@@ -26,6 +26,9 @@ class _Unpacker(Protocol):
     @property
     def eof(self) -> bool: ...
 
+    @property
+    def unused_data(self) -> bytes: ...
+
     def decompress(self, data: bytes, max_length: int = ...) -> bytes: ...
 
 
@@ -38,6 +41,10 @@ class _Gzip:
     @property
     def eof(self) -> bool:
         return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
 
     def decompress(self, data: bytes, max_length: int = -1) -> bytes:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
@@ -53,39 +60,51 @@ def unpack(
 ) -> None:
     """Unpack into `target`, a new file. tell(fraction of the input). Raises ImageDamaged, ImageRefused,
     DiskFull and Stopped."""
-    unpacker: _Unpacker = (
-        _Gzip() if compression == "gzip" else lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)
-    )
     size = max(1, packed.stat().st_size)
-    written = read = 0
+    written = 0
     with packed.open("rb") as reader, target.open("xb") as writer:
         try:
-            while not unpacker.eof:
-                piece = reader.read(_PIECE)
-                read += len(piece)
-                tell(read / size)
-                ended = not piece
-                while True:
-                    if stop.is_set():
-                        raise Stopped
-                    data = unpacker.decompress(piece, _PIECE)
-                    piece = b""
-                    if not data:
-                        break
-                    written += len(data)
-                    _check(written, target, name)
-                    if data == _ZEROS[: len(data)]:
-                        writer.seek(len(data), os.SEEK_CUR)
-                    else:
-                        writer.write(data)
-                if ended and not unpacker.eof:
-                    raise EOFError("it ends in the middle")
+            for data in _unpacked(reader, compression):
+                if stop.is_set():
+                    raise Stopped
+                tell(min(1.0, reader.tell() / size))
+                written += len(data)
+                _check(written, target, name)
+                if data == _ZEROS[: len(data)]:
+                    writer.seek(len(data), os.SEEK_CUR)
+                else:
+                    writer.write(data)
         except (lzma.LZMAError, zlib.error, EOFError) as error:
             raise ImageDamaged(
                 f"The image '{name}' is damaged: it cannot be unpacked as {compression}.",
                 hint="The catalogue may name the wrong compression.",
             ) from error
         writer.truncate(written)
+
+
+def _unpacked(reader: IO[bytes], compression: str) -> Iterator[bytes]:
+    """What comes out, in pieces of at most _PIECE; of all streams, where several follow each other. Raises
+    EOFError when it ends in the middle of one."""
+    unpacker = _new_unpacker(compression)
+    while piece := reader.read(_PIECE):
+        while True:
+            if unpacker.eof:
+                # Between streams xz may have zeros (stream padding).
+                piece = (unpacker.unused_data + piece).lstrip(b"\0")
+                if not piece:
+                    break
+                unpacker = _new_unpacker(compression)
+            data = unpacker.decompress(piece, _PIECE)
+            piece = b""
+            if not data and not unpacker.eof:
+                break
+            yield data
+    if not unpacker.eof:
+        raise EOFError("it ends in the middle")
+
+
+def _new_unpacker(compression: str) -> _Unpacker:
+    return _Gzip() if compression == "gzip" else lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_MEMORY)
 
 
 def _check(written: int, target: Path, name: str) -> None:
