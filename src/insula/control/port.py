@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from insula.engine.agent.protocol import ExecSession
 from insula.engine.protocol import Console
 from insula.model.host import Finding, HostFacts
 from insula.model.image import ExportSpec, Image, ImportSpec
-from insula.storage.catalogue import CatalogueEntry
 from insula.storage.recipe import Recipe
+
+if TYPE_CHECKING:
+    from insula.storage.catalogue import CatalogueEntry
 
 
 @dataclass(frozen=True)

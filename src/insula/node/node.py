@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from insula.control.port import ExecRequest
 from insula.engine.agent.protocol import ExecSession
@@ -25,11 +26,10 @@ from insula.node.machine_actor import MachineActor
 from insula.node.mailbox import Actor
 from insula.node.rooms import Rooms
 from insula.planner.lifecycle import NotRunning
-from insula.storage.catalogue import DIRECTORY, CatalogueEntry, find_entry, list_catalogue
-from insula.storage.exporting import check_export
-from insula.storage.importing import check_file
-from insula.storage.pulling import check_entry
 from insula.storage.recipe import Recipe, list_recipes
+
+if TYPE_CHECKING:
+    from insula.storage.catalogue import CatalogueEntry
 
 log = logging.getLogger(__name__)
 
@@ -145,18 +145,30 @@ class Node:
     async def find_image(self, name: str) -> Image:
         return self.rooms.images.get(name)
 
+    # What imports and pulls need is loaded when it is asked for: `insula ls` after a crash waits for our
+    # start.
+
     def list_catalogue(self) -> list[CatalogueEntry]:
+        from insula.storage.catalogue import DIRECTORY, list_catalogue
+
         return list_catalogue([self.rooms.home.root / DIRECTORY])
 
     async def check_import(self, name: str, spec: ImportSpec) -> None:
+        from insula.storage.importing import check_file
+
         if not spec.replace:
             self.rooms.images.require_free_name(name)
         await asyncio.to_thread(check_file, Path(spec.path), spec.format)
 
     async def check_pull(self, entry: str) -> None:
+        from insula.storage.catalogue import DIRECTORY, find_entry
+        from insula.storage.pulling import check_entry
+
         check_entry(find_entry(entry, [self.rooms.home.root / DIRECTORY]))
 
     async def check_export(self, name: str, spec: ExportSpec) -> None:
+        from insula.storage.exporting import check_export
+
         image = self.rooms.images.get(name)
         check_export(image, Path(spec.path), spec.format, replace=spec.replace)
 
