@@ -53,18 +53,24 @@ class Follower:
         return last
 
     def _advance(self, end: int) -> None:
-        """Take in all blocks up to `end`."""
+        """Take in all blocks up to `end`. Asks where data is once for each stretch of it: the file's lock,
+        which that takes, is also the writer's."""
         while self._position < end and not self._given_up:
             found = _seek(self._descriptor, self._position, os.SEEK_DATA)
             if found is None or found >= end:
                 self._position = end
                 return
+            stretch = min(end, _seek(self._descriptor, found, os.SEEK_HOLE) or end)
             self._position = found // _BLOCK * _BLOCK
-            data = os.pread(self._descriptor, _BLOCK, self._position)
-            if data != _ZEROS[: len(data)]:
-                self._digest.update(self._position.to_bytes(8, "little"))
-                self._digest.update(data)
-            self._position += _BLOCK
+            while self._position < stretch and not self._given_up:
+                self._take_block()
+
+    def _take_block(self) -> None:
+        data = os.pread(self._descriptor, _BLOCK, self._position)
+        if data != _ZEROS[: len(data)]:
+            self._digest.update(self._position.to_bytes(8, "little"))
+            self._digest.update(data)
+        self._position += _BLOCK
 
 
 def digest_of(descriptor: int, size: int) -> str:

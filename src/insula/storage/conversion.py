@@ -52,29 +52,34 @@ async def convert_to_raw(source: Source, target: Path, report: Report) -> str:
             argv += [f"json:{json.dumps(options)}", _path(descriptor)]
             command = await confinement.wrap(argv, most_file=size, disk=size)
             work = asyncio.ensure_future(_run(command, [descriptor, *descriptors], source.main.name, report))
-            digest = await _digest_meanwhile(work, Follower(descriptor, size), source.main, target.parent)
+            digest = await _digest_meanwhile(work, descriptor, source.main, target.parent)
         confinement.take_back(descriptor)
         return digest
     finally:
         os.close(descriptor)
 
 
-async def _digest_meanwhile(
-    work: asyncio.Future[None], follower: Follower, file: SourceFile, place: Path
-) -> str:
+async def _digest_meanwhile(work: asyncio.Future[None], target: int, file: SourceFile, place: Path) -> str:
     """Wait for the work, which is stopped when it leaves the host too little room; the digest of what it
-    wrote."""
+    wrote, which is on the medium then."""
     loop = asyncio.get_running_loop()
     ended, full = threading.Event(), threading.Event()
+    follower = Follower(target, os.fstat(target).st_size)
 
     def look() -> None:
         if free_bytes(place) < RESERVE and not full.is_set():
             full.set()
             loop.call_soon_threadsafe(work.cancel)
 
-    digest = asyncio.ensure_future(asyncio.to_thread(follower.follow, ended, look))
+    threads = [asyncio.ensure_future(asyncio.to_thread(follower.follow, ended, look))]
+    digest = threads[0]
     try:
         await work
+        ended.set()
+        # The two do not wait for each other: one needs a processor, the other the medium.
+        threads.append(asyncio.ensure_future(asyncio.to_thread(_sync, target)))
+        await asyncio.shield(asyncio.gather(*threads))
+        return digest.result()
     except asyncio.CancelledError:
         follower.give_up()
         if full.is_set():
@@ -85,8 +90,12 @@ async def _digest_meanwhile(
         raise _explain(error, file, place) from error
     finally:
         ended.set()
-        await asyncio.wait([digest])
-    return digest.result()
+        await asyncio.wait(threads)  # a thread must not be left with a descriptor that is closed
+
+
+def _sync(descriptor: int) -> str:
+    os.fdatasync(descriptor)
+    return ""
 
 
 def _set_size(source: Source, descriptor: int, size: int) -> None:
