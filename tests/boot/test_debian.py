@@ -84,6 +84,20 @@ def test_it_boots_by_its_own_boot_loader(insula: RealShell) -> None:
     assert "GRUB" in insula.text("logs", "loader") or "Booting" in insula.text("logs", "loader")
 
 
+def test_its_disk_comes_back_from_another_format_and_boots(insula: RealShell) -> None:
+    file, name = insula.home.parent / "debian.vmdk", "from-vmdk"
+    insula("image", "export", "debian-12", str(file), "--format", "vmdk-stream", timeout=300)
+    try:
+        imported = ("image", "import", str(file), "--name", name, "--cloud-init", "--agent", "qemu")
+        insula(*imported, timeout=300)
+        insula("run", "-d", "--name", "again", name)
+        said = insula.text("exec", "--agent-timeout", BOOT, "again", "--", "cat", "/proc/1/comm", timeout=400)
+        assert said == "systemd\n"
+        insula("rm", "-f", "again")
+    finally:
+        insula("image", "rm", name)
+
+
 def test_stop_is_orderly_and_what_was_written_is_there_again(insula: RealShell) -> None:
     insula("exec", "deb", "--", "sh", "-c", "echo kept >/root/mark")
     done = insula("stop", "--timeout", "3m", "deb", timeout=240)
