@@ -324,7 +324,7 @@ def _vmdk() -> Iterator[Hostile]:
     yield Hostile("vmdk-no-extents", vmdk_text(), _DAMAGED, "names no files")
     yield Hostile("vmdk-bad-line", vmdk_text("RW lots FLAT"), _DAMAGED, "a line that is none")
     yield Hostile("vmdk-huge", vmdk_text("RW 999999999999999999 ZERO"), _REFUSED, "the most is 64TiB")
-    yield Hostile("vmdk-many", vmdk_text(*["RW 1 ZERO"] * 600), _REFUSED, "more than 512 files")
+    yield Hostile("vmdk-many", vmdk_text(*["RW 1 ZERO"] * 600), _REFUSED, "more than 256 files")
     yield Hostile("vmdk-long", vmdk_text("#" * 300_000), _DAMAGED, "longer than any")
     yield Hostile("vmdk-one-file-text", vmdk_text('RW 8 SPARSE "a"', kind="monolithicSparse"), _REFUSED, "")
     # With a capacity of 0 the reference implementation opens what the embedded descriptor names.

@@ -10,10 +10,9 @@ import asyncio
 import json
 import os
 import re
-import shutil
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +28,30 @@ from insula.storage.source import Source, SourceFile
 # Left free on the images' file system: an image that unpacks to more than there is room for stops before
 # others on this host have no room either.
 RESERVE = 2**29
+_PIECE = 2**20
 _PERCENT = re.compile(r"\((\d+(?:\.\d+)?)/100%\)")
 _DAMAGED = re.compile(
-    r"corrupt|[Ii]nvalid|[Cc]ould not open|malformed|Input/output error|error while "
-    "reading|inflate|decompress"
+    r"corrupt|[Ii]nvalid|[Cc]ould not open|malformed|Input/output error|error while reading|inflate"
 )
 
 
-async def convert_to_raw(source: Source, target: Path, report: Report) -> str:
+async def convert_to_raw(source: Source, target: Path, place: Path, report: Report) -> str:
     """Make `target` the disk of the source, sparse and raw; the digest of its content (see `content`).
 
-    Raises ImageRefused, ImageDamaged, DiskFull and ConversionFailed. What was begun of the target is the
-    caller's to remove.
+    place: what people know its file system by. Raises ImageRefused, ImageDamaged, DiskFull and
+    ConversionFailed. What was begun of the target is the caller's to remove.
     """
     size = source.facts.virtual_size
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         _set_size(source, descriptor, size)
         confinement = choose_confinement(descriptor)
-        with _sources(source, confinement, target.parent) as (options, descriptors):
+        async with _sources(source, confinement, target.parent) as (options, descriptors):
             argv = ["qemu-img", "convert", "-p", "-n", "--target-is-zero", "-O", "raw"]
             argv += [f"json:{json.dumps(options)}", _path(descriptor)]
             command = await confinement.wrap(argv, most_file=size, disk=size)
             work = asyncio.ensure_future(_run(command, [descriptor, *descriptors], source.main.name, report))
-            digest = await _digest_meanwhile(work, descriptor, source.main, target.parent)
+            digest = await _digest_meanwhile(work, descriptor, source.main, place)
         confinement.take_back(descriptor)
         return digest
     finally:
@@ -140,14 +139,14 @@ async def convert_disk(
     confinement.take_back(target)
 
 
-@contextmanager
-def _sources(
+@asynccontextmanager
+async def _sources(
     source: Source, confinement: Confinement, work: Path
-) -> Iterator[tuple[dict[str, Any], list[int]]]:
+) -> AsyncIterator[tuple[dict[str, Any], list[int]]]:
     """The driver's options for the source, and the descriptors that they name."""
     opened: list[int] = []
     try:
-        readable = {file.name: _readable(file, confinement, work, opened) for file in source.files}
+        readable = {file.name: await _readable(file, confinement, work, opened) for file in source.files}
         main = readable[source.main.name]
         if source.facts.extents:
             main = _own_descriptor(source, readable)
@@ -162,17 +161,32 @@ def _sources(
             os.close(descriptor)
 
 
-def _readable(file: SourceFile, confinement: Confinement, work: Path, opened: list[int]) -> int:
+async def _readable(file: SourceFile, confinement: Confinement, work: Path, opened: list[int]) -> int:
     """A descriptor that the tool's user may open anew: the file's own, else that of a copy nobody sees."""
     if confinement.may_read(file.descriptor):
         return file.descriptor
     copy = os.open(work, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
     opened.append(copy)
-    with open(file.descriptor, "rb", closefd=False) as reader, open(copy, "wb", closefd=False) as writer:
-        reader.seek(0)
-        shutil.copyfileobj(reader, writer, 2**20)
+    stop = threading.Event()
+    # The thread has descriptors of its own: when we are cancelled it may still be at a piece.
+    reader, writer = os.dup(file.descriptor), os.dup(copy)
+    try:
+        await asyncio.to_thread(_copy, reader, writer, file.name, work, stop)
+    finally:
+        stop.set()
     confinement.lend(copy)
     return copy
+
+
+def _copy(reader: int, writer: int, name: str, work: Path, stop: threading.Event) -> None:
+    """Copy a file, and close both descriptors. Raises DiskFull."""
+    with open(reader, "rb") as source, open(writer, "wb") as target:
+        at = 0
+        while not stop.is_set() and (data := os.pread(source.fileno(), _PIECE, at)):
+            if free_bytes(work) < RESERVE:
+                raise disk_full(work, RESERVE, f"image '{name}'")
+            target.write(data)
+            at += len(data)
 
 
 def _own_descriptor(source: Source, readable: dict[str, int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -82,7 +83,7 @@ async def export_disk(
                 image.name,
                 report,
             )
-            os.fsync(target)
+            await asyncio.to_thread(os.fsync, target)
             if whole is not None:
                 await whole(_identity(os.fstat(target)))
             return os.fstat(target).st_blocks * 512

@@ -54,7 +54,7 @@ async def import_file(
         with open_source(path, format) as source, store.new_build() as work:
             need = sum(os.fstat(file.descriptor).st_blocks * 512 for file in source.files)
             require_space(store.root, need + RESERVE, f"importing '{path.name}'")
-            content = await convert_to_raw(source, work / "image" / DISK_FILE, report)
+            content = await convert_to_raw(source, work / "image" / DISK_FILE, store.root, report)
             source.verify_unchanged()
             report(Progress(message="Writing it down"))
             image = _describe(

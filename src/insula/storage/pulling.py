@@ -80,9 +80,9 @@ async def pull(
             )
         except InsulaError as error:
             if not isinstance(error, DownloadFailed):
-                shutil.rmtree(directory)
+                await asyncio.to_thread(shutil.rmtree, directory)
             raise
-        shutil.rmtree(directory)
+        await asyncio.to_thread(shutil.rmtree, directory)
         return image
 
 

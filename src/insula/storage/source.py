@@ -69,6 +69,7 @@ def open_source(path: Path, named_format: str | None = None) -> Iterator[Source]
     """The image at `path`, checked. Raises SourceUnreadable, UnknownFormat, ImageDamaged and ImageRefused."""
     with ExitStack() as stack:
         main = _open(stack, path, None)
+        _let_settle([main])
         facts = inspect(main.header(), named_format)
         source = Source(main, facts)
         if facts.extents:
@@ -80,10 +81,12 @@ def open_source(path: Path, named_format: str | None = None) -> Iterator[Source]
 
 def _open_extents(stack: ExitStack, source: Source, directory: int) -> None:
     for extent in source.facts.extents:
+        if extent.file is not None and extent.file not in source.extents:
+            source.extents[extent.file] = _open(stack, Path(extent.file), directory)
+    _let_settle(list(source.extents.values()))
+    for extent in source.facts.extents:
         if extent.file is None:
             continue
-        if extent.file not in source.extents:
-            source.extents[extent.file] = _open(stack, Path(extent.file), directory)
         file = source.extents[extent.file]
         header = file.header()
         if extent.sparse:
@@ -99,16 +102,22 @@ def _open(stack: ExitStack, path: Path, directory: int | None) -> SourceFile:
     try:
         # O_PATH only finds the file: a device or a FIFO is not even opened.
         found = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        stack.callback(os.close, found)
-        _require_regular(path, os.fstat(found))
-        descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _require_regular(path, os.fstat(found))
+            descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            os.close(found)
     except OSError as error:
         raise _unreadable(path, error) from error
     stack.callback(os.close, descriptor)
-    status = os.fstat(descriptor)
-    if time.time() - status.st_ctime < _TICK:
-        time.sleep(_TICK)  # so that a change from now on has another time
     return SourceFile(descriptor, path.name, _identity(descriptor))
+
+
+def _let_settle(files: list[SourceFile]) -> None:
+    """Wait until a change, before which nothing is looked at, would have another time than the last one
+    had."""
+    if any(time.time() - file.identity[-1] / 1e9 < _TICK for file in files):
+        time.sleep(_TICK)
 
 
 def _identity(descriptor: int) -> tuple[int, ...]:

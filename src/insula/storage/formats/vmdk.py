@@ -18,7 +18,8 @@ _OTHERS = {b"COWD": "ESX's old sparse", b"\xbe\xba\xfe\xca": "ESX's SE sparse"}
 _LAYOUT = "<IIQQQQIQQQB4sH"
 _AT_END = 0xFFFFFFFFFFFFFFFF
 _MOST_TEXT = 256 * 2**10
-_MOST_EXTENTS = 512  # of 2 GiB each: 1 TiB. Each is a descriptor that is held open.
+# Of 2 GiB each: half a TiB. Each is a descriptor that is held open, of the 1024 that a daemon may have.
+_MOST_EXTENTS = 256
 _ONE_FILE = ("monolithicSparse", "streamOptimized")
 _MANY_FILES = ("monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat", "vmfs")
 _EXTENT = re.compile(r'(RW|RDONLY|NOACCESS)\s+(\d{1,18})\s+([A-Z]+)(?:\s+"([^"]*)"(?:\s+(\d{1,18}))?)?\s*')
