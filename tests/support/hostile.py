@@ -322,6 +322,7 @@ def _vmdk() -> Iterator[Hostile]:
         "vmdk-hint-hidden", vmdk_text('#parentFileNameHint="/x"', 'RW 8 FLAT "a" 0'), _REFUSED, "differs from"
     )
     yield Hostile("vmdk-no-extents", vmdk_text(), _DAMAGED, "names no files")
+    yield Hostile("vmdk-blanks", vmdk_text("a=" + " " * 250_000 + "x"), _DAMAGED, "names no files")
     yield Hostile("vmdk-bad-line", vmdk_text("RW lots FLAT"), _DAMAGED, "a line that is none")
     yield Hostile("vmdk-huge", vmdk_text("RW 999999999999999999 ZERO"), _REFUSED, "the most is 64TiB")
     yield Hostile("vmdk-many", vmdk_text(*["RW 1 ZERO"] * 600), _REFUSED, "more than 256 files")
