@@ -4,6 +4,7 @@ HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_D
   insula.db                  the ledger (SQLite, WAL)
   host.json                  what was probed about this host, cached per boot
   images/NAME/               images (elsewhere with $INSULA_IMAGES)
+  catalogues/*.json          what can be pulled, besides what is shipped
   machines/UID/              a machine: disks and run directory in one
   daemon/                    socket, lock, log of insulad
 """
