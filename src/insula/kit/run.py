@@ -148,8 +148,9 @@ async def stream(
 ) -> AsyncIterator[str]:
     """Run a command and yield what it prints (stdout and stderr together) line by line as it comes.
 
-    pass_fds: descriptors that it inherits under the same numbers. separator: what ends a line ('\\r' for those
-    who draw over their own). Raises CommandMissing, and CommandFailed with the last lines once it has ended badly.
+    pass_fds: descriptors that it inherits under the same numbers. separator: what ends a line ('\\r' for
+    those who draw over their own). Raises CommandMissing, and CommandFailed with the last lines once it has
+    ended badly.
     """
     import asyncio
 

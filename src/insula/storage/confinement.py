@@ -4,11 +4,12 @@
 |---|---|---|
 | user | one that owns nothing, different each time; no groups, no capabilities | the same |
 | no_new_privs | yes | yes |
-| network, IPC | namespaces of their own | the same, in a user namespace, where the host lets a user have one |
+| network, IPC | namespaces of their own | the same, in a user namespace, where a user may have one |
 | limits | address space, processor time, size of files, open files, no core dumps | the same |
 
 It reaches what it works on through descriptors it inherits (/proc/self/fd/N), not by path. The kernel ends it
-when the daemon dies: the last `setpriv` says so once more, because a change of user clears what `kit.run` said.
+when the daemon dies: the last `setpriv` says so once more, because a change of user clears what `kit.run`
+said.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Confinement:
     user: int | None
 
     async def wrap(self, argv: Sequence[str], *, most_file: int, disk: int) -> list[str]:
-        """The command behind what confines it. most_file: bytes that a file may grow to. disk: bytes it works on."""
+        """The command behind what confines it. most_file: bytes that a file may grow to. disk: bytes it
+        works on."""
         seconds = max(_CPU_LEAST, _CPU_PER_GIB * (disk >> 30))
         limits = [
             "prlimit",

@@ -45,14 +45,15 @@ FORMATS: dict[str, Format] = {module.NAME: module for module in _MODULES}
 def find_format(header: Header, named: str | None = None) -> Format:
     """The format that was named, if the header agrees, or else the one the header shows.
 
-    Never by the file's name. A disk that is named raw is raw whatever its first bytes say. Raises UnknownFormat.
+    Never by the file's name. A disk that is named raw is raw whatever its first bytes say. Raises
+    UnknownFormat.
     """
     if named == raw.NAME:
         return FORMATS[raw.NAME]
     found = next((module for module in _MODULES if module.matches(header)), None)
     if named is not None and named not in FORMATS:
         raise UnknownFormat(f"There is no disk format '{named}'.", hint=f"There are: {', '.join(FORMATS)}.")
-    if named is not None and (found is None or found.NAME != named):
+    if named is not None and (found is None or named != found.NAME):
         what = f"its header says {found.NAME}" if found is not None else "its header is none"
         raise UnknownFormat(
             f"'{header.name}' is not in the format {named}: {what}.",
@@ -61,7 +62,8 @@ def find_format(header: Header, named: str | None = None) -> Format:
     if found is None:
         raise UnknownFormat(
             f"'{header.name}' is in no disk format that is known here.",
-            hint="A disk without any header is imported with --format raw; a compressed file must be unpacked first. "
+            hint="A disk without any header is imported with --format raw; a compressed file must be "
+            "unpacked first. "
             f"Known: {', '.join(FORMATS)}.",
         )
     return found

@@ -1,4 +1,5 @@
-"""A disk as it is, byte for byte. Found by a boot signature only; anything else must be named to be taken for one."""
+"""A disk as it is, byte for byte. Found by a boot signature only; anything else must be named to be taken
+for one."""
 
 from __future__ import annotations
 
