@@ -84,6 +84,16 @@ class Bed:
         finally:
             os.close(descriptor)
 
+    def make_vmdk(self, path: Path, size: int) -> None:
+        """A disk without a hole in it."""
+        raw = path.with_suffix(".raw")
+        with raw.open("wb") as stream:
+            for _ in range(size // 2**24):
+                stream.write(os.urandom(2**24))
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vmdk", raw, path], check=True)
+        raw.unlink()
+        subprocess.run(["sync", path], check=True)
+
     def record_plan(self) -> None:
         """Keep the launch plan of a machine that Insula ran, for the peer to run by hand: `plan`, `argv`."""
         machine = self.client.run(IMAGE, name="plan", cold=True)

@@ -36,7 +36,7 @@ GROUPS = {
         "logs": "Print what a machine has written to its serial console",
     },
     "Images and templates": {
-        "image": "Build, list, show and remove images",
+        "image": "Pull, import, export, build, list and remove images",
         "template": "List and remove the templates that launches are forked from",
     },
     "The host": {

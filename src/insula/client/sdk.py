@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from insula.client.operation import Progress
     from insula.client.types import (
+        CatalogueInfo,
         DaemonInfo,
         EventInfo,
         FindingInfo,
@@ -155,6 +156,64 @@ class Client:
         """Build the image of a recipe; minutes."""
         self.submit_build(name).wait(progress)
         return self.image(name)
+
+    def catalogue(self) -> list[CatalogueInfo]:
+        """What can be pulled by name."""
+        found: list[CatalogueInfo] = self.transport.call("GET", "/v1/catalogue")
+        return found
+
+    def submit_pull(self, name: str, source: str | None = None) -> Operation:
+        target = f"/v1/images/{quote(name)}/pull"
+        return Operation(self.transport, self.transport.call("POST", target, {"source": source}))
+
+    def pull_image(
+        self, source: str, *, name: str | None = None, progress: Progress | None = None
+    ) -> ImageInfo:
+        """Download an image of a catalogue. name: what it is to be called here, unless as there."""
+        self.submit_pull(name or source, source).wait(progress)
+        return self.image(name or source)
+
+    def submit_import(self, path: str | os.PathLike[str], name: str, **fields: Any) -> Operation:
+        """fields: as in docs/reference/rest.md's ImportSpec; what is None is left out."""
+        said = {key: value for key, value in fields.items() if value is not None}
+        spec = {"path": os.path.abspath(path), **said}  # noqa: PTH100
+        target = f"/v1/images/{quote(name)}/import"
+        return Operation(self.transport, self.transport.call("POST", target, spec))
+
+    def import_image(
+        self, path: str | os.PathLike[str], name: str, *, progress: Progress | None = None, **fields: Any
+    ) -> ImageInfo:
+        """Make an image of a disk in a file. fields: format, replace, os, summary, default_user, cloud_init,
+        agent, memory."""
+        self.submit_import(path, name, **fields).wait(progress)
+        return self.image(name)
+
+    def submit_export(
+        self, name: str, path: str | os.PathLike[str], format: str = "qcow2", replace: bool = False
+    ) -> Operation:
+        spec = {"path": os.path.abspath(path), "format": format, "replace": replace}  # noqa: PTH100
+        target = f"/v1/images/{quote(name)}/export"
+        return Operation(self.transport, self.transport.call("POST", target, spec))
+
+    def export_image(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "qcow2",
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write an image's disk to a file."""
+        self.submit_export(name, path, format, replace).wait(progress)
+
+    def submit_prune_images(self) -> Operation:
+        return Operation(self.transport, self.transport.call("POST", "/v1/images/prune", {}))
+
+    def prune_images(self) -> list[str]:
+        """Remove what no name means and no machine uses; the digests."""
+        outcome = self.submit_prune_images().wait()["outcome"] or {}
+        return list(outcome.get("removed", ()))
 
     def submit_remove_image(self, name: str) -> Operation:
         return Operation(self.transport, self.transport.call("DELETE", f"/v1/images/{quote(name)}"))

@@ -123,6 +123,29 @@ class ImageInfo(TypedDict):
     default_user: str
     minimum_memory_bytes: int
     defaults: dict[str, Any]
+    origin: str
+
+
+class CatalogueInfo(TypedDict):
+    """An image that can be pulled; docs/reference/images.md tells of the fields."""
+
+    name: str
+    version: str
+    architecture: str
+    os: str
+    summary: str
+    url: str
+    mirrors: list[str]
+    sha256: str | None
+    sha512: str | None
+    checksum_url: str | None
+    size: int | None
+    format: str
+    compression: str
+    default_user: str
+    cloud_init: bool
+    agent: str
+    memory: int
 
 
 class TemplateInfo(TypedDict):

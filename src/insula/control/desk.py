@@ -159,8 +159,8 @@ class Desk:
             **fields,
         )
 
-    def image_operation(self, verb: str, name: str) -> Operation:
-        """A new operation on an image."""
+    def image_operation(self, verb: str, name: str, parameters: dict[str, Any] | None = None) -> Operation:
+        """A new operation on an image; '*' is all of them."""
         return Operation(
             uid=new_uid(),
             name=name,
@@ -168,6 +168,7 @@ class Desk:
             verb=verb,
             target_kind="image",
             target=f"image:{name}",
+            parameters=parameters or {},
         )
 
     def template_operation(self, verb: str, name: str, **parameters: Any) -> Operation:

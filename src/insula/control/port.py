@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from insula.engine.agent.protocol import ExecSession
 from insula.engine.protocol import Console
 from insula.model.host import Finding, HostFacts
-from insula.model.image import Image
+from insula.model.image import ExportSpec, Image, ImportSpec
 from insula.model.template import TemplateView
 from insula.storage.recipe import Recipe
+
+if TYPE_CHECKING:
+    from insula.storage.catalogue import CatalogueEntry
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,18 @@ class NodePort(Protocol):
 
     async def find_image(self, name: str) -> Image:
         """Raises ImageNotFound, naming the nearest."""
+
+    def list_catalogue(self) -> list[CatalogueEntry]:
+        """What can be pulled. Raises BadCatalogue."""
+
+    async def check_import(self, name: str, spec: ImportSpec) -> None:
+        """Raises ImageNameTaken, SourceUnreadable, UnknownFormat, ImageDamaged and ImageRefused."""
+
+    async def check_pull(self, entry: str) -> None:
+        """Raises NotInCatalogue, BadCatalogue and ImageRefused."""
+
+    async def check_export(self, name: str, spec: ExportSpec) -> None:
+        """Raises ImageNotFound, ImageHasNoDisk, UnusableTarget and TargetExists."""
 
     def list_recipes(self) -> list[Recipe]:
         """What can be built here."""

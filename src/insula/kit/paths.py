@@ -4,6 +4,7 @@ HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_D
   insula.db                  the ledger (SQLite, WAL)
   host.json                  what was probed about this host, cached per boot
   images/NAME/               images (elsewhere with $INSULA_IMAGES)
+  catalogues/*.json          what can be pulled, besides what is shipped
   machines/UID/              a machine: disks and run directory in one
   templates/KEY/             a template: frozen disks and devices; its memory is a process's
   captures/UID/              a machine as it was when it was forked, until its forks have it

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from insula.kit.errors import Unavailable
 
 if TYPE_CHECKING:
+    from asyncio import StreamReader
     from asyncio.subprocess import Process
 
 STDERR_TAIL = 4000  # characters of stderr kept as evidence: enough for any tool's last words
@@ -36,6 +37,8 @@ PACKAGES = {
     "mke2fs": "e2fsprogs",
     "gcc": "gcc libc6-dev",
     "setpriv": "util-linux",
+    "prlimit": "util-linux",
+    "unshare": "util-linux",
     "tar": "tar",
     "zstd": "zstd",
     "cpio": "cpio",
@@ -136,11 +139,18 @@ async def run(
 
 
 async def stream(
-    argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+    separator: bytes = b"\n",
 ) -> AsyncIterator[str]:
     """Run a command and yield what it prints (stdout and stderr together) line by line as it comes.
 
-    Raises CommandMissing, and CommandFailed with the last lines once it has ended badly.
+    pass_fds: descriptors that it inherits under the same numbers. separator: what ends a line ('\\r' for
+    those who draw over their own). Raises CommandMissing, and CommandFailed with the last lines once it has
+    ended badly.
     """
     import asyncio
 
@@ -153,12 +163,13 @@ async def stream(
         cwd=cwd,
         start_new_session=True,
         limit=2**20,
+        pass_fds=tuple(pass_fds),
     )
     assert process.stdout is not None
     tail: list[str] = []
     try:
-        async for raw in process.stdout:
-            line = raw.decode(errors="replace").rstrip("\n")
+        while raw := await _read_line(process.stdout, separator):
+            line = raw.decode(errors="replace").rstrip("\r\n")
             tail = [*tail[-40:], line]
             yield line
         status = await process.wait()
@@ -167,6 +178,18 @@ async def stream(
         raise
     if status != 0:
         raise _failed(argv, cwd, status, "\n".join(tail).encode())
+
+
+async def _read_line(stdout: StreamReader, separator: bytes) -> bytes:
+    """The next line with its end; the last may lack it; b"" when there are no more."""
+    import asyncio
+
+    try:
+        return await stdout.readuntil(separator)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await stdout.readexactly(error.consumed)
 
 
 async def _end_group(process: Process) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from insula.control.port import ExecRequest
 from insula.engine.agent.protocol import ExecSession
@@ -15,7 +17,7 @@ from insula.kit.aio import Crew
 from insula.kit.clock import utc_now
 from insula.kit.errors import Conflict, InsulaError
 from insula.model.host import Finding, HostFacts
-from insula.model.image import Image
+from insula.model.image import ExportSpec, Image, ImportSpec
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
@@ -27,6 +29,9 @@ from insula.node.rooms import Rooms
 from insula.node.template_actor import TemplateActor
 from insula.planner.lifecycle import NotRunning
 from insula.storage.recipe import Recipe, list_recipes
+
+if TYPE_CHECKING:
+    from insula.storage.catalogue import CatalogueEntry
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +153,33 @@ class Node:
 
     async def find_image(self, name: str) -> Image:
         return self.rooms.images.get(name)
+
+    # What imports and pulls need is loaded when it is asked for: `insula ls` after a crash waits for our
+    # start.
+
+    def list_catalogue(self) -> list[CatalogueEntry]:
+        from insula.storage.catalogue import DIRECTORY, list_catalogue
+
+        return list_catalogue([self.rooms.home.root / DIRECTORY])
+
+    async def check_import(self, name: str, spec: ImportSpec) -> None:
+        from insula.storage.importing import check_file
+
+        if not spec.replace:
+            self.rooms.images.require_free_name(name)
+        await asyncio.to_thread(check_file, Path(spec.path), spec.format)
+
+    async def check_pull(self, entry: str) -> None:
+        from insula.storage.catalogue import DIRECTORY, find_entry
+        from insula.storage.pulling import check_entry
+
+        check_entry(find_entry(entry, [self.rooms.home.root / DIRECTORY]))
+
+    async def check_export(self, name: str, spec: ExportSpec) -> None:
+        from insula.storage.exporting import check_export
+
+        image = self.rooms.images.get(name)
+        check_export(image, Path(spec.path), spec.format, replace=spec.replace)
 
     def list_recipes(self) -> list[Recipe]:
         return list_recipes([self.rooms.home.root / "recipes"])

@@ -17,7 +17,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -166,6 +166,12 @@ class Templates:
         """Remove the templates of an image that is removed."""
         for template in self.all():
             if template.image.digest == digest:
+                await self.remove(template.key)
+
+    async def keep_images(self, digests: Collection[str]) -> None:
+        """Remove the templates of all images but these."""
+        for template in self.all():
+            if template.image.digest not in digests:
                 await self.remove(template.key)
 
     async def sweep(self) -> None:

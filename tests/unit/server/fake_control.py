@@ -23,6 +23,7 @@ from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact, Observation, Phase, ProcessIdentity
 from insula.model.operation import Operation, OperationState
 from insula.model.template import TemplateView
+from insula.storage.catalogue import CatalogueEntry, list_catalogue
 from insula.storage.recipe import InitramfsRecipe
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -163,6 +164,9 @@ class FakeNode:
             if image.name == name:
                 return image
         raise NotFound(f"There is no image '{name}'.", hint="See: insula image ls")
+
+    def list_catalogue(self) -> list[CatalogueEntry]:
+        return list_catalogue()
 
     def list_recipes(self) -> list[InitramfsRecipe]:
         common: dict[str, Any] = {"os": "debian", "suite": "bookworm", "kernel": "linux-image"}
