@@ -87,7 +87,8 @@ def test_it_is_forked_while_it_writes_and_each_goes_its_own_way(insula: RealShel
     assert [words[0] for words in who] == ["shop", "sib1", "sib2"]
     assert len({words[1] for words in who}) == 3
     assert len({words[2] for words in who}) == 3
-    check = "sync; echo 3 >/proc/sys/vm/drop_caches; awk '$1 != NR' /root/log | wc -l; dmesg | grep -c 'EXT4-fs error'"
+    check = "sync; echo 3 >/proc/sys/vm/drop_caches; awk '$1 != NR' /root/log | wc -l; "
+    check += "dmesg | grep -c 'EXT4-fs error'"
     for name in names:
         said = insula("exec", name, "--", "sh", "-c", check, status=None).stdout.split()
         assert said == [b"0", b"0"], f"{name}: {said}"

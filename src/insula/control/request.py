@@ -16,9 +16,10 @@ class VerbRequest:
     verb: create start stop restart reset pause resume kill rm rename fork (machines), image-build
     image-import image-pull image-export image-rm image-prune, template-rm template-prune. name: of the
     machine ('' lets create choose one), image or template. parameters: the verb's own, checked by it: create
-    {spec: MachineSpec as JSON, start: bool, cold: bool}; rm {force: bool}; stop and restart {timeout: seconds,
-    force: bool}; rename {name: str}; fork {count, names: pattern with {n}, paused}; image-import {ImportSpec},
-    image-pull {PullSpec}, image-export {ExportSpec}; template-prune {unused_for: seconds}.
+    {spec: MachineSpec as JSON, start: bool, cold: bool}; rm {force: bool}; stop and restart
+    {timeout: seconds, force: bool}; rename {name: str}; fork {count, names: pattern with {n}, paused};
+    image-import {ImportSpec}, image-pull {PullSpec}, image-export {ExportSpec}; template-prune {unused_for:
+    seconds}.
     if_generation: refuse (StaleGeneration, HTTP 412) unless current.
     """
 
