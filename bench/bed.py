@@ -49,6 +49,8 @@ class Bed:
             for machine in self.client.machines():
                 machine.remove(force=True)
         with contextlib.suppress(insula.InsulaError):
+            self.client.prune_templates()  # their memory would outlive the home
+        with contextlib.suppress(insula.InsulaError):
             self.client.daemon_stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -82,9 +84,19 @@ class Bed:
         finally:
             os.close(descriptor)
 
+    def make_vmdk(self, path: Path, size: int) -> None:
+        """A disk without a hole in it."""
+        raw = path.with_suffix(".raw")
+        with raw.open("wb") as stream:
+            for _ in range(size // 2**24):
+                stream.write(os.urandom(2**24))
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vmdk", raw, path], check=True)
+        raw.unlink()
+        subprocess.run(["sync", path], check=True)
+
     def record_plan(self) -> None:
         """Keep the launch plan of a machine that Insula ran, for the peer to run by hand: `plan`, `argv`."""
-        machine = self.client.run(IMAGE, name="plan")
+        machine = self.client.run(IMAGE, name="plan", cold=True)
         try:
             text = (Path(machine.info["directory"]) / LAUNCH_PLAN).read_text()
         finally:
@@ -118,7 +130,7 @@ class Bed:
 
     def start_machine(self, name: str) -> insula.Machine:
         """A machine of Insula's, to where its agent has answered."""
-        machine = self.client.run(IMAGE, name=name)
+        machine = self.client.run(IMAGE, name=name, cold=True)
         machine.exec("true", check=True, agent_timeout=PATIENCE)
         return machine
 

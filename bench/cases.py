@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import insula
+from bench import warm
 from bench.bare import Bare
 from bench.bed import IMAGE, PATIENCE, Bed, at_once, pss, resident, timed
 from bench.figure import Bound, Figure, in_turn
+from insula.kit.units import format_size, parse_size
 
 FLEET = 20
+IMPORT_SIZE = parse_size(os.environ.get("INSULA_BENCH_IMPORT_SIZE", "2GiB"))
 TEN = [f"ten{number}" for number in range(10)]
 
 Case = Callable[[Bed, int], Iterator[Figure]]
@@ -21,7 +26,7 @@ Case = Callable[[Bed, int], Iterator[Figure]]
 
 def measure_run(bed: Bed, runs: int) -> Iterator[Figure]:
     """A whole `insula run --rm micro -- true` against the same monitor started by hand."""
-    command = ("run", "--rm", IMAGE, "--", "true")
+    command = ("run", "--cold", "--rm", IMAGE, "--", "true")
 
     def bare() -> float:
         return timed(lambda: bed.run_bare_script("true"))
@@ -33,7 +38,7 @@ def measure_run(bed: Bed, runs: int) -> Iterator[Figure]:
     bed.cli("ls")
     # A guest's boot varies by half a second on a busy host, what is measured here by a tenth.
     ours, peer = in_turn(3 * runs, lambda: timed(lambda: bed.cli(*command)), bare)
-    what = "insula run --rm micro -- true / the same argv, started and asked by a minimal script"
+    what = "insula run --cold --rm micro -- true / the same argv, started and asked by a minimal script"
     yield Figure("run, daemon up", what, "s", ours, peer, (Bound("times", 1.05), Bound("more", 0.150)))
     ours, peer = in_turn(runs, cold, bare)
     yield Figure(
@@ -152,6 +157,34 @@ def measure_memory(bed: Bed, runs: int) -> Iterator[Figure]:
     yield Figure("memory, defaults", what, "MB", tuple(ours), tuple(default))
 
 
+def measure_import(bed: Bed, runs: int) -> Iterator[Figure]:
+    """A VMDK of IMPORT_SIZE, all of it data, to an image that is on the medium; against qemu-img by hand."""
+    source, target = bed.directory / "disk.vmdk", bed.directory / "by-hand.qcow2"
+    bed.make_vmdk(source, IMPORT_SIZE)
+
+    def ours() -> float:
+        seconds = timed(lambda: bed.client.import_image(source, "bench-import"))
+        bed.client.remove_image("bench-import")
+        return seconds
+
+    def peer() -> float:
+        seconds = timed(lambda: _convert(source, target))
+        target.unlink()
+        return seconds
+
+    a, b = in_turn(runs, ours, peer)
+    what = (
+        f"import_image of a {format_size(IMPORT_SIZE)} VMDK / qemu-img convert -O qcow2, and sync of the file"
+    )
+    yield Figure("import", what, "s", a, b, (Bound("times", 1.05),))
+
+
+def _convert(source: Path, target: Path) -> None:
+    subprocess.run(["qemu-img", "convert", "-f", "vmdk", "-O", "qcow2", source, target], check=True)
+    # An image that a power cut may still take is none, so ours is on the medium, and so is the peer's.
+    subprocess.run(["sync", target], check=True)
+
+
 def _bare_size(bed: Bed, argv: list[str]) -> float:
     bare = bed.start_bare(argv)
     try:
@@ -180,4 +213,6 @@ CASES: dict[str, Case] = {
     "ten": measure_ten,
     "daemon": measure_daemon,
     "memory": measure_memory,
+    **warm.CASES,
+    "import": measure_import,
 }

@@ -6,7 +6,8 @@
                                                            └── the web framework is loaded meanwhile
 
 Ending it, in whatever way, ends no machine. Exit statuses: 0 ended in order; 73 another daemon has this home;
-69 cannot start now (the ledger is damaged, the socket cannot be made); 70 a fault of our own.
+64 a setting that cannot be read; 69
+cannot start now (the ledger is damaged, the socket cannot be made); 70 a fault of our own.
 """
 
 from __future__ import annotations
@@ -148,8 +149,10 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
     # Imported here, so that the socket is bound before the time that this takes.
     from insula.control.control import Control
     from insula.control.recovery import KINDS, recover_ledger
+    from insula.node.captures import Captures
     from insula.node.node import Node
     from insula.node.rooms import Rooms
+    from insula.node.templates import Templates, template_budget
     from insula.storage.images import ImageStore
     from insula.storage.recipe import recipe_names
     from insula.store.sqlite import open_ledger
@@ -165,7 +168,9 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
         qemu = engine = QemuEngine(home.host_facts)
         stack.push_async_callback(qemu.close)
     images = ImageStore(home.images, recipe_names([home.root / "recipes"]))
-    node = Node(Rooms(home, store, engine, images))
+    templates = Templates(home.templates, engine, images, template_budget())
+    captures = Captures(home.captures, engine, store)
+    node = Node(Rooms(home, store, engine, images, templates, captures))
     stack.push_async_callback(node.close)
     control = Control(store, node)
     stack.push_async_callback(control.close)

@@ -39,7 +39,7 @@ def insula(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealShell]:
             *("run", "-d", "--name", "deb", "--hostname", "shop", "-p", "22022:22"),
             *("--ssh-key", str(key.with_suffix(".pub")), "--disk-size", "6GiB", "debian-12"),
         )
-        shell("run", "-d", "--name", "loader", "--boot", "disk", "debian-12")
+        shell("run", "-d", "--cold", "--name", "loader", "--boot", "disk", "debian-12")
         yield shell
 
 
@@ -76,12 +76,45 @@ def test_ssh_with_the_key(insula: RealShell) -> None:
     assert done.stdout == b"0\n", done.stderr
 
 
+def test_it_is_forked_while_it_writes_and_each_goes_its_own_way(insula: RealShell) -> None:
+    """One moment of memory and disk: what was said to be on the disk is there in each sibling."""
+    write = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i >>/root/log; sync -d /root/log; done"
+    insula("exec", "deb", "--", "sh", "-c", f"({write}) >/dev/null 2>&1 &")
+    insula("fork", "deb", "--count", "2", "--name", "sib{n}", timeout=300)
+    names = ("deb", "sib1", "sib2")
+    show = "hostname; cat /etc/machine-id; cut -d' ' -f2 /etc/ssh/ssh_host_ed25519_key.pub"
+    who = [insula.text("exec", name, "--", "sh", "-c", show).split() for name in names]
+    assert [words[0] for words in who] == ["shop", "sib1", "sib2"]
+    assert len({words[1] for words in who}) == 3
+    assert len({words[2] for words in who}) == 3
+    check = "sync; echo 3 >/proc/sys/vm/drop_caches; awk '$1 != NR' /root/log | wc -l; "
+    check += "dmesg | grep -c 'EXT4-fs error'"
+    for name in names:
+        said = insula("exec", name, "--", "sh", "-c", check, status=None).stdout.split()
+        assert said == [b"0", b"0"], f"{name}: {said}"
+    insula("rm", "-f", "sib1", "sib2")
+
+
 def test_it_boots_by_its_own_boot_loader(insula: RealShell) -> None:
     script = "cat /proc/cmdline; cat /proc/1/comm"
     said = insula.text("exec", "--agent-timeout", BOOT, "loader", "--", "sh", "-c", script, timeout=400)
     assert "BOOT_IMAGE=" in said  # only a boot loader says so
     assert "systemd" in said
     assert "GRUB" in insula.text("logs", "loader") or "Booting" in insula.text("logs", "loader")
+
+
+def test_its_disk_comes_back_from_another_format_and_boots(insula: RealShell) -> None:
+    file, name = insula.home.parent / "debian.vmdk", "from-vmdk"
+    insula("image", "export", "debian-12", str(file), "--format", "vmdk-stream", timeout=300)
+    try:
+        imported = ("image", "import", str(file), "--name", name, "--cloud-init", "--agent", "qemu")
+        insula(*imported, timeout=300)
+        insula("run", "-d", "--name", "again", name)
+        said = insula.text("exec", "--agent-timeout", BOOT, "again", "--", "cat", "/proc/1/comm", timeout=400)
+        assert said == "systemd\n"
+        insula("rm", "-f", "again")
+    finally:
+        insula("image", "rm", name)
 
 
 def test_stop_is_orderly_and_what_was_written_is_there_again(insula: RealShell) -> None:

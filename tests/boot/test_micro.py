@@ -196,7 +196,7 @@ def test_run_rm_leaves_nothing_even_when_it_is_killed(insula: RealShell) -> None
 
 def test_stop_asks_the_guest_first(insula: RealShell) -> None:
     for agent in ("insula", "none"):
-        insula("run", "-d", "--name", "polite", "--agent", agent, "micro")
+        insula("run", "-d", "--cold", "--name", "polite", "--agent", agent, "micro")
         wait_for_boot(insula, "polite")
         done = insula("stop", "--timeout", "60s", "polite")
         assert b"forced" not in done.stderr, done.stderr

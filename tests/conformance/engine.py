@@ -27,6 +27,7 @@ from insula.engine.errors import (
     MachineDirectoryBusy,
     NoAgent,
     NoConsole,
+    TemplateGone,
 )
 from insula.engine.protocol import (
     AgentPortChanged,
@@ -37,6 +38,7 @@ from insula.engine.protocol import (
     GuestReset,
     Instance,
     LaunchPlan,
+    Memory,
     Paused,
     Resumed,
 )
@@ -124,6 +126,24 @@ def volume(bench: Bench, name: str = "data", *, read_only: bool = False, bus: Bu
     if not path.exists():
         path.write_bytes(_QCOW2)
     return volume_disk(VolumeRef(uid=f"{name:0<16}", name=name), str(path), read_only=read_only, bus=bus)
+
+
+async def freeze_template(bench: Bench) -> Path:
+    """The directory of a machine that was resumed and then frozen."""
+    directory = bench.directory.parent / "template"
+    facts = await bench.engine.facts()
+    plan = bench.engine.plan(machine("template"), BootFiles(), directory, facts, Memory(shareable=True))
+    instance = await bench.engine.launch(plan)
+    await instance.resume()
+    await bench.engine.freeze(instance)
+    return directory
+
+
+async def launch_fork(bench: Bench, template: Path, name: str) -> Instance:
+    facts = await bench.engine.facts()
+    directory = bench.directory.parent / f"fork-{name}"
+    plan = bench.engine.plan(machine(name), BootFiles(), directory, facts, Memory(template=template))
+    return await bench.engine.launch(plan)
 
 
 class EngineConformance:
@@ -357,6 +377,86 @@ class EngineConformance:
         async with asyncio.timeout(PATIENCE):
             assert await first
         await log.aclose()  # type: ignore[attr-defined]
+
+    # Templates and forks
+
+    async def test_forks_wake_up_where_the_template_was_frozen(self, bench: Bench) -> None:
+        template = await freeze_template(bench)
+        held = bench.engine.frozen_bytes(template)
+        assert held is not None
+        assert held > 0
+        forks = [await launch_fork(bench, template, name) for name in ("a", "b")]
+        for fork in forks:
+            assert await fork.state() == "prepared"
+            await fork.resume()
+            assert await fork.state() == "running"
+            await fork.pause()
+        assert len({fork.identity.pid for fork in forks}) == 2
+        await bench.engine.discard(template)
+        for fork in forks:
+            await fork.resume()
+            assert await fork.state() == "running"
+            await fork.kill()
+
+    async def test_a_template_outlives_its_daemon_and_leaves_no_process(self, bench: Bench) -> None:
+        template = await freeze_template(bench)
+        assert await bench.engine.adopt(template) is None
+        daemon = bench.new_daemon()
+        assert daemon.frozen_bytes(template) is not None
+        await daemon.discard(template)
+        await daemon.discard(template)
+        assert daemon.frozen_bytes(template) is None
+        assert bench.engine.frozen_bytes(template) is None
+        assert {path.name for path in template.iterdir()} <= {LAUNCH_PLAN, COMMAND, QEMU_STDERR, SERIAL_LOG}
+
+    async def test_a_captured_machine_goes_on_and_has_forks(self, bench: Bench) -> None:
+        instance = await launched(bench)
+        await instance.resume()
+        facts = await bench.engine.facts()
+        directory = bench.directory.parent / "captured"
+        vessel = bench.engine.plan(
+            machine("vessel"), BootFiles(), directory, facts, Memory(shareable=True, vessel=True)
+        )
+        assert 0 <= await bench.engine.capture(instance, vessel, []) < PATIENCE
+        assert await instance.state() == "running"
+        assert bench.engine.frozen_bytes(directory) is not None
+        fork = await launch_fork(bench, directory, "a")
+        await fork.resume()
+        assert await fork.state() == "running"
+        await bench.engine.discard(directory)
+        await fork.kill()
+
+    async def test_a_paused_machine_is_captured_and_stays_paused(self, bench: Bench) -> None:
+        instance = await launched(bench)
+        await instance.resume()
+        await instance.pause()
+        facts = await bench.engine.facts()
+        directory = bench.directory.parent / "captured"
+        vessel = bench.engine.plan(
+            machine("vessel"), BootFiles(), directory, facts, Memory(shareable=True, vessel=True)
+        )
+        assert await bench.engine.capture(instance, vessel, []) == 0
+        assert await instance.state() == "paused"
+        await bench.engine.discard(directory)
+
+    async def test_what_was_not_frozen_to_the_end_is_ended(self, bench: Bench) -> None:
+        facts = await bench.engine.facts()
+        plan = bench.engine.plan(machine(), BootFiles(), bench.directory, facts, Memory(shareable=True))
+        instance = await bench.engine.launch(plan)
+        assert await instance.processor_seconds() >= 0
+        daemon = bench.new_daemon()
+        await instance.detach()
+        assert daemon.frozen_bytes(bench.directory) is None
+        await daemon.discard(bench.directory)
+        assert await daemon.adopt(bench.directory) is None
+
+    async def test_a_fork_of_what_is_not_there_is_refused(self, bench: Bench) -> None:
+        template = await freeze_template(bench)
+        await bench.engine.discard(template)
+        with pytest.raises(TemplateGone):
+            await launch_fork(bench, template, "late")
+        instance = await launched(bench)  # the directory is free
+        await instance.kill()
 
     # Agent and console
 

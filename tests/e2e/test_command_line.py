@@ -157,7 +157,7 @@ def test_stop_says_that_it_had_to_force(insula: Shell) -> None:
 
 
 def test_logs_show_the_serial_console(insula: Shell) -> None:
-    insula("run", "-d", "--name", "web", "micro")
+    insula("run", "-d", "--cold", "--name", "web", "micro")
     assert "Fake guest booted" in insula("logs", "web").stdout
 
 

@@ -96,10 +96,13 @@ class RealShell:
         return found
 
     def clean_up(self) -> None:
-        """Remove every machine, stop the daemon; fail if anything is left."""
+        """Remove every machine and template, stop the daemon; fail if anything is left."""
         for machine in self.data("ls", "--all"):
             self("rm", "-f", machine["name"])
-        left = sorted(str(path) for path in (self.home / "machines").rglob("*"))
+        self("template", "prune")
+        left = sorted(
+            str(path) for room in ("machines", "templates") for path in (self.home / room).rglob("*")
+        )
         self("daemon", "stop")
         deadline = time.monotonic() + 10
         while processes := self.processes():

@@ -19,9 +19,11 @@ from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
 from insula.model.volume import Volume
+from insula.node.captures import Captures
 from insula.node.node import Node
 from insula.node.procedure import Faults
 from insula.node.rooms import Rooms
+from insula.node.templates import Templates
 from insula.storage.images import ImageStore
 from insula.store.sqlite import SqliteStore, open_ledger
 
@@ -35,7 +37,7 @@ def publish_fake_image(images: ImageStore, name: str = "micro", **fields: Any) -
         (files / "vmlinuz").write_bytes(b"not a kernel")
         image = Image(
             name=name,
-            digest=f"sha256:{name.encode().hex():0<64}"[:71],
+            digest=fields.pop("digest", f"sha256:{name.encode().hex():0<64}"[:71]),
             os="none",
             created=utc_now(),
             size_bytes=12,
@@ -58,6 +60,7 @@ class FakeHost:
     node: Node | None = None
     control: Control | None = None
     told: list[str] = field(default_factory=list)
+    template_budget: int = 0
 
     @property
     def home(self) -> Home:
@@ -67,7 +70,12 @@ class FakeHost:
         self.home.root.mkdir(parents=True, exist_ok=True)
         self.store = open_ledger(self.home.ledger, KINDS)
         images = ImageStore(self.home.images, ["micro"])
-        self.node = Node(Rooms(self.home, self.store, FakeEngine(self.world), images, faults or Faults()))
+        engine = FakeEngine(self.world)
+        templates = Templates(self.home.templates, engine, images, self.template_budget, idle_look=0.001)
+        captures = Captures(self.home.captures, engine, self.store)
+        self.node = Node(
+            Rooms(self.home, self.store, engine, images, templates, captures, faults or Faults())
+        )
         self.control = Control(self.store, self.node)
         self.told = [*await self.node.start(), *await self.control.start()]
         return self.control

@@ -1,4 +1,4 @@
-"""insula image build, ls, info, rm."""
+"""insula image ls, info, build, rm, prune; pull, import and export are in cli/transfer.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from insula.cli.groups import run_subcommand
 from insula.cli.operate import perform, perform_each
 from insula.cli.output import DIM, age, ago, print_json, print_table, say
 from insula.cli.parser import Parser
+from insula.cli.transfer import export, import_file, list_catalogue, pull
 from insula.client.sdk import connect
 from insula.kit.units import format_duration, format_size
 
@@ -19,16 +20,24 @@ if TYPE_CHECKING:
 def run(_command: str, argv: list[str]) -> int:
     table = {
         "ls": ("List images, and what can be built", _ls),
+        "pull": ("Download an image that a catalogue lists", pull),
+        "import": ("Make an image of a disk in a file", import_file),
+        "export": ("Write an image's disk to a file", export),
         "build": ("Build an image from its recipe", _build),
         "info": ("Show an image", _info),
         "rm": ("Remove images", _rm),
+        "prune": ("Remove what no image and no machine needs any more", _prune),
     }
-    return run_subcommand("image", "Build, list, show and remove images.", table, argv)
+    return run_subcommand("image", "Pull, import, export, build, list and remove images.", table, argv)
 
 
 def _ls(argv: list[str]) -> int:
-    options = Parser("image ls", "List images, and recipes that have not been built yet.").parse(argv)
+    parser = Parser("image ls", "List images, and recipes that have not been built yet.")
+    parser.flag("--catalogue", help="what can be pulled, instead")
+    options = parser.parse(argv)
     client = connect()
+    if options.catalogue:
+        return list_catalogue(client, options)
     images = client.images()
     built = {image["name"] for image in images}
     recipes = [recipe for recipe in client.recipes() if recipe["name"] not in built]
@@ -111,6 +120,7 @@ def _render(image: ImageInfo) -> str:
         ("agents", ", ".join(image["agents"])),
         ("cloud-init", "yes" if image["cloud_init"] else "no"),
         ("user", image["default_user"]),
+        ("origin", image["origin"]),
         ("at least", f"{format_size(image['minimum_memory_bytes'])} of memory"),
         ("by default", f"{defaults['cpus']} cpus, {format_size(defaults['memory_bytes'])} of memory"),
     ]
@@ -122,3 +132,20 @@ def _rm(argv: list[str]) -> int:
     parser.add_names("image")
     options = parser.parse(argv)
     return perform_each(options, options.names, connect().submit_remove_image)
+
+
+def _prune(argv: list[str]) -> int:
+    parser = Parser(
+        "image prune",
+        "Remove the files of images that no name means and no machine uses, and parts of downloads.",
+    )
+    options = parser.parse(argv)
+    client = connect()
+    outcome = perform(client.submit_prune_images, quiet=options.quiet)["outcome"] or {}
+    removed: list[str] = outcome.get("removed", [])
+    if options.json:
+        print_json({"removed": removed})
+    else:
+        for digest in removed:
+            print(digest)
+    return 0

@@ -26,6 +26,7 @@ GROUPS = {
         "resume": "Let paused machines go on",
         "kill": "Pull the plug of machines",
         "rm": "Remove machines with their disks",
+        "fork": "Make siblings of a machine as it is now, memory and disks",
         "rename": "Give a machine another name",
         "wait": "Wait until a machine has stopped, or for another phase",
     },
@@ -37,8 +38,9 @@ GROUPS = {
     "Volumes": {
         "volume": "Make, list, attach, detach, resize, clone and remove volumes",
     },
-    "Images": {
-        "image": "Build, list, show and remove images",
+    "Images and templates": {
+        "image": "Pull, import, export, build, list and remove images",
+        "template": "List and remove the templates that launches are forked from",
     },
     "The host": {
         "doctor": "Say what this host has and lacks, and how to mend it",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.cli.parser import Options
+    from insula.client.types import OperationInfo
 
 
 class UnreadableFile(Invalid):
@@ -48,6 +49,7 @@ def parser() -> Parser:
     p.argument("image", "IMAGE", "name of an image: insula image ls")
     _add_machine_options(p)
     _add_guest_setup(p)
+    p.flag("--cold", help="boot it, even if it could wake up as a fork of a template")
     p.flag("--rm", help="remove the machine at the end, whatever happens")
     p.flag("-d", "--detach", help="start it, print its name, and return")
     add_guest_options(p)
@@ -92,7 +94,11 @@ def run(_command: str, argv: list[str]) -> int:
     console = command is None and not options.detach and not options.json and _on_terminal()
     spec = _spec(options, removed_by_itself=options.rm)
     client = connect()
-    info = perform(lambda: client.submit_create(spec, options.project), quiet=options.quiet)
+    info = perform(
+        lambda: client.submit_create(spec, options.project, cold=options.cold), quiet=options.quiet
+    )
+    if options.verbose:
+        _say_how(info)
     machine = Machine(client.transport, info["name"], options.project, uid=info["target"])
     stays = not command and not console
     try:
@@ -111,6 +117,16 @@ def run(_command: str, argv: list[str]) -> int:
         if not stays:
             _leave(machine, options)
     return 0
+
+
+def _say_how(info: OperationInfo) -> None:
+    """Whether it was forked, and what it renewed; or why it was booted."""
+    outcome = info.get("outcome") or {}
+    renewed = outcome.get("renewed")
+    if renewed:
+        say(f"Forked from a template; renewed in the guest: {', '.join(renewed['renewed'])}.")
+    elif outcome.get("booted"):
+        say(f"Booted, not forked: {outcome['booted']}")
 
 
 def _check(options: Options, command: list[str] | None) -> None:

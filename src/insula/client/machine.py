@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from typing import Any, Self
 
+    from insula.client.fork import Siblings
     from insula.client.operation import Progress
     from insula.client.transport import Transport
     from insula.client.types import MachineInfo, OperationInfo, Phase
@@ -149,6 +150,23 @@ class Machine:
     def kill(self) -> OperationInfo:
         """Pull the plug."""
         return self.submit("kill").wait()
+
+    def fork(
+        self,
+        count: int = 1,
+        *,
+        name: str | None = None,
+        paused: bool = False,
+        progress: Progress | None = None,
+    ) -> Siblings:
+        """`count` siblings of the machine as it is now, memory and disks; it goes on after a blink.
+
+        name: of one, or a pattern in which {n} is its number. paused: each is paused once it is itself. One
+        that has no process is forked by its disks. As a context manager the siblings are removed at the end.
+        """
+        from insula.client.fork import fork
+
+        return fork(self, count, name, paused, progress)
 
     def rename(self, name: str) -> OperationInfo:
         """Give the machine another name; this object goes by it from then on."""

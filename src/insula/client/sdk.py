@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from insula.client.operation import Progress
     from insula.client.types import (
+        CatalogueInfo,
         DaemonInfo,
         EventInfo,
         FindingInfo,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         ImageInfo,
         MachineInfo,
         RecipeInfo,
+        TemplateInfo,
         VolumeInfo,
     )
 
@@ -61,10 +63,10 @@ class Client:
         return Machine(self.transport, name, project)
 
     def submit_create(
-        self, spec: dict[str, Any], project: str = "default", *, start: bool = True
+        self, spec: dict[str, Any], project: str = "default", *, start: bool = True, cold: bool = False
     ) -> Operation:
         """Ask for a machine as docs/reference/rest.md's MachineSpec describes it, without waiting."""
-        target = with_query(f"/v1/projects/{quote(project)}/machines", start=start)
+        target = with_query(f"/v1/projects/{quote(project)}/machines", start=start, cold=cold or None)
         return Operation(self.transport, self.transport.call("POST", target, spec))
 
     def create(
@@ -90,13 +92,15 @@ class Client:
         ephemeral: bool = False,
         project: str = "default",
         start: bool = False,
+        cold: bool = False,
         progress: Progress | None = None,
     ) -> Machine:
         """A new machine of an image, which is built if need be. What is None is the image's default.
 
         memory, disk_size: bytes, or text such as '1GiB'. publish: 'HOST:GUEST' ports. volumes: names, as
         'data', 'data:ro' or 'data:scsi'. ssh_keys, user_data: the keys and the document themselves.
-        ephemeral: removed by itself once it has ended. start: start it too.
+        ephemeral: removed by itself once it has ended. start: start it too, as a fork of a template where
+        that can be; cold: boot it all the same.
         """
         spec = machine_spec(
             image,
@@ -120,7 +124,7 @@ class Client:
             run_policy=run_policy,
             ephemeral=ephemeral,
         )
-        operation = self.submit_create(spec, project, start=start)
+        operation = self.submit_create(spec, project, start=start, cold=cold)
         try:
             info = operation.wait(progress)
         except KeyboardInterrupt:
@@ -179,11 +183,91 @@ class Client:
         self.submit_build(name).wait(progress)
         return self.image(name)
 
+    def catalogue(self) -> list[CatalogueInfo]:
+        """What can be pulled by name."""
+        found: list[CatalogueInfo] = self.transport.call("GET", "/v1/catalogue")
+        return found
+
+    def submit_pull(self, name: str, source: str | None = None) -> Operation:
+        target = f"/v1/images/{quote(name)}/pull"
+        return Operation(self.transport, self.transport.call("POST", target, {"source": source}))
+
+    def pull_image(
+        self, source: str, *, name: str | None = None, progress: Progress | None = None
+    ) -> ImageInfo:
+        """Download an image of a catalogue. name: what it is to be called here, unless as there."""
+        self.submit_pull(name or source, source).wait(progress)
+        return self.image(name or source)
+
+    def submit_import(self, path: str | os.PathLike[str], name: str, **fields: Any) -> Operation:
+        """fields: as in docs/reference/rest.md's ImportSpec; what is None is left out."""
+        said = {key: value for key, value in fields.items() if value is not None}
+        spec = {"path": os.path.abspath(path), **said}  # noqa: PTH100
+        target = f"/v1/images/{quote(name)}/import"
+        return Operation(self.transport, self.transport.call("POST", target, spec))
+
+    def import_image(
+        self, path: str | os.PathLike[str], name: str, *, progress: Progress | None = None, **fields: Any
+    ) -> ImageInfo:
+        """Make an image of a disk in a file. fields: format, replace, os, summary, default_user, cloud_init,
+        agent, memory."""
+        self.submit_import(path, name, **fields).wait(progress)
+        return self.image(name)
+
+    def submit_export(
+        self, name: str, path: str | os.PathLike[str], format: str = "qcow2", replace: bool = False
+    ) -> Operation:
+        spec = {"path": os.path.abspath(path), "format": format, "replace": replace}  # noqa: PTH100
+        target = f"/v1/images/{quote(name)}/export"
+        return Operation(self.transport, self.transport.call("POST", target, spec))
+
+    def export_image(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        format: str = "qcow2",
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write an image's disk to a file."""
+        self.submit_export(name, path, format, replace).wait(progress)
+
+    def submit_prune_images(self) -> Operation:
+        return Operation(self.transport, self.transport.call("POST", "/v1/images/prune", {}))
+
+    def prune_images(self) -> list[str]:
+        """Remove what no name means and no machine uses; the digests."""
+        outcome = self.submit_prune_images().wait()["outcome"] or {}
+        return list(outcome.get("removed", ()))
+
     def submit_remove_image(self, name: str) -> Operation:
         return Operation(self.transport, self.transport.call("DELETE", f"/v1/images/{quote(name)}"))
 
     def remove_image(self, name: str) -> None:
         self.submit_remove_image(name).wait()
+
+    # Templates
+
+    def templates(self) -> list[TemplateInfo]:
+        """The frozen machines that launches are forked from, the one used last first."""
+        found: list[TemplateInfo] = self.transport.call("GET", "/v1/templates")
+        return found
+
+    def submit_remove_template(self, name: str) -> Operation:
+        return Operation(self.transport, self.transport.call("DELETE", f"/v1/templates/{quote(name)}"))
+
+    def remove_template(self, name: str) -> int:
+        """Remove the templates that a key, its beginning or an image's name means; bytes of memory freed."""
+        return _freed(self.submit_remove_template(name))
+
+    def submit_prune_templates(self, unused_for: float = 0) -> Operation:
+        said = {"unused_for": unused_for}
+        return Operation(self.transport, self.transport.call("POST", "/v1/templates/prune", said))
+
+    def prune_templates(self, unused_for: float = 0) -> int:
+        """Remove the templates that no launch has used for so many seconds; bytes of memory freed."""
+        return _freed(self.submit_prune_templates(unused_for))
 
     # What happens
 
@@ -257,6 +341,11 @@ class Client:
             start_daemon(self.transport.home, arguments=["--recover-ledger"]).close()
         found: DaemonInfo = self.transport.call("GET", "/v1/daemon")
         return found
+
+
+def _freed(operation: Operation) -> int:
+    freed: int = (operation.wait()["outcome"] or {})["freed_bytes"]
+    return freed
 
 
 def machine_spec(image: str, **fields: Any) -> dict[str, Any]:

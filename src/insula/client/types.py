@@ -154,6 +154,44 @@ class ImageInfo(TypedDict):
     default_user: str
     minimum_memory_bytes: int
     defaults: dict[str, Any]
+    origin: str
+
+
+class CatalogueInfo(TypedDict):
+    """An image that can be pulled; docs/reference/images.md tells of the fields."""
+
+    name: str
+    version: str
+    architecture: str
+    os: str
+    summary: str
+    url: str
+    mirrors: list[str]
+    sha256: str | None
+    sha512: str | None
+    checksum_url: str | None
+    size: int | None
+    format: str
+    compression: str
+    default_user: str
+    cloud_init: bool
+    agent: str
+    memory: int
+
+
+class TemplateInfo(TypedDict):
+    """A template. held_bytes: of the host's memory; disk_bytes: of its disks."""
+
+    key: str
+    image: dict[str, str]
+    cpus: int
+    memory_bytes: int
+    accelerator: str
+    engine_version: str
+    created: str
+    held_bytes: int
+    disk_bytes: int
+    last_used: str
 
 
 class RecipeInfo(TypedDict):

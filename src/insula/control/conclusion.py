@@ -61,6 +61,8 @@ class Concluder:
             ended = self._ended(performed)
             succeeded = ended.state is OperationState.DONE
             extra: Conclusion = find_verb(ended.verb).conclude(self._desk, ended, succeeded)
+            if extra.outcome is not None:
+                ended = ended.model_copy(update={"outcome": extra.outcome})
             event = self._desk.event(
                 f"operation.{ended.state}",
                 ended,
@@ -75,7 +77,8 @@ class Concluder:
                 if attempt == 4:
                     raise
                 continue
-            self._desk.node.nudge(ended.target)
+            for uid in (ended.target, *extra.nudges):
+                self._desk.node.nudge(uid)
             if any(isinstance(change, Delete) for change in extra.changes):
                 self._desk.node.release(ended.target)
             return

@@ -43,10 +43,15 @@ class Intent:
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What one commit writes when an operation has been performed, besides the operation."""
+    """What one commit writes when an operation has been performed, besides the operation.
+
+    outcome: what it is to say instead of what the node said. nudges: whom it gives something to do.
+    """
 
     changes: tuple[Change, ...] = ()
     events: tuple[Event, ...] = ()
+    outcome: dict[str, Any] | None = None
+    nudges: tuple[str, ...] = ()
 
 
 NOTHING = Conclusion()
@@ -102,6 +107,14 @@ class Desk:
         operations = (stored.document for stored in self.store.all(Operation))
         return [o for o in operations if o.target == target and not o.state.is_final]
 
+    def is_unborn(self, uid: str) -> bool:
+        """Whether a fork that has not ended is still making this machine."""
+        return any(
+            stored.document.verb == "fork" and uid in stored.document.parameters["siblings"]
+            for stored in self.store.all(Operation)
+            if not stored.document.state.is_final
+        )
+
     def machine_intent(self, request: VerbRequest, *events: Event, **wanted: Any) -> Intent:
         """The intent of a verb on an existing machine: judged, with `wanted` fields in its next generation.
 
@@ -120,6 +133,7 @@ class Desk:
             phase=self.state(machine).observation.phase,
             busy=self.busy_with(machine.uid),
             force=bool(request.parameters.get("force")),
+            unborn=self.is_unborn(machine.uid),
         )
         verdict = judge(request.verb, situation)
         if verdict.error is not None:
@@ -145,8 +159,8 @@ class Desk:
             **fields,
         )
 
-    def image_operation(self, verb: str, name: str) -> Operation:
-        """A new operation on an image."""
+    def image_operation(self, verb: str, name: str, parameters: dict[str, Any] | None = None) -> Operation:
+        """A new operation on an image; '*' is all of them."""
         return Operation(
             uid=new_uid(),
             name=name,
@@ -154,6 +168,19 @@ class Desk:
             verb=verb,
             target_kind="image",
             target=f"image:{name}",
+            parameters=parameters or {},
+        )
+
+    def template_operation(self, verb: str, name: str, **parameters: Any) -> Operation:
+        """A new operation on templates."""
+        return Operation(
+            uid=new_uid(),
+            name=name,
+            created=utc_now(),
+            verb=verb,
+            target_kind="template",
+            target="template:all",
+            parameters=parameters,
         )
 
     def change_machine(self, uid: str, **wanted: Any) -> Sequence[Change]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from insula.engine.agent.protocol import ExecSession
 from insula.engine.protocol import Console
 from insula.model.host import Finding, HostFacts
-from insula.model.image import Image
+from insula.model.image import ExportSpec, Image, ImportSpec
+from insula.model.template import TemplateView
 from insula.storage.recipe import Recipe
+
+if TYPE_CHECKING:
+    from insula.storage.catalogue import CatalogueEntry
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class NodePort(Protocol):
     """What a node does for control at once, without an operation."""
 
     def nudge(self, uid: str) -> None:
-        """Something was written that concerns the machine or image `uid`: look at it now."""
+        """Something was written that concerns the machine, image or template `uid`: look at it now."""
 
     def release(self, uid: str) -> None:
         """The target is gone for good."""
@@ -49,8 +53,26 @@ class NodePort(Protocol):
     async def find_image(self, name: str) -> Image:
         """Raises ImageNotFound, naming the nearest."""
 
+    def list_catalogue(self) -> list[CatalogueEntry]:
+        """What can be pulled. Raises BadCatalogue."""
+
+    async def check_import(self, name: str, spec: ImportSpec) -> None:
+        """Raises ImageNameTaken, SourceUnreadable, UnknownFormat, ImageDamaged and ImageRefused."""
+
+    async def check_pull(self, entry: str) -> None:
+        """Raises NotInCatalogue, BadCatalogue and ImageRefused."""
+
+    async def check_export(self, name: str, spec: ExportSpec) -> None:
+        """Raises ImageNotFound, ImageHasNoDisk, UnusableTarget and TargetExists."""
+
     def list_recipes(self) -> list[Recipe]:
         """What can be built here."""
+
+    async def list_templates(self) -> list[TemplateView]:
+        """The one used last first."""
+
+    async def find_templates(self, name: str) -> list[str]:
+        """The keys that a key, its beginning, or an image's name means. Raises TemplateNotFound."""
 
     async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
         """Raises AgentSilent, NoAgent, GuestCommandNotFound, Conflict when the machine does not run."""

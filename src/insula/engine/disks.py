@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -24,9 +25,12 @@ from insula.model.device.disk import Disk
 Execute = Callable[..., Awaitable[Any]]
 
 
+_NODE = re.compile(r"(-[0-9a-f]{8})?-node$")
+
+
 def disk_of_node(node: str) -> str:
-    """The disk's id by its node's name."""
-    return node.removesuffix("-node")
+    """The disk's id by its node's name, also of one that has gone on in an overlay (`capture`)."""
+    return _NODE.sub("", node)
 
 
 class QemuDisks:

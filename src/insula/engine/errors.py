@@ -1,6 +1,6 @@
 """The engine's errors.
 
-Unavailable ── EngineMissing, AcceleratorUnavailable, LaunchFailed, EngineLost
+Unavailable ── EngineMissing, AcceleratorUnavailable, LaunchFailed, EngineLost, TemplateGone
 Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused, DiskFileInUse, DiskNotReleased
 Invalid ── NoAgent, NoConsole, UnsupportedDevice
 """
@@ -32,6 +32,12 @@ class EngineLost(Unavailable):
     """The monitor ended, or stopped answering, in the middle of a request."""
 
     code = "engine-lost"
+
+
+class TemplateGone(Unavailable):
+    """The frozen memory that a machine was to be a fork of is not there any more."""
+
+    code = "template-gone"
 
 
 class ConsoleBusy(Conflict):

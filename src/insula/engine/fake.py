@@ -9,7 +9,7 @@ logs and evidence are read the same way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,20 +24,25 @@ from insula.engine.errors import (
     MachineDirectoryBusy,
     NoAgent,
     NoConsole,
+    TemplateGone,
 )
 from insula.engine.fakedisks import FakeDisks, OpenDisk
 from insula.engine.fakeguest import FakeAgent
 from insula.engine.plan import choose_accelerator, plan_to_json, render
 from insula.engine.protocol import (
+    OWN_MEMORY,
     AgentPortChanged,
     BootFiles,
     Console,
+    DiskSwitch,
     EngineEvent,
     EngineFacts,
     Exited,
     GuestPanicked,
     GuestReset,
+    Instance,
     LaunchPlan,
+    Memory,
     Paused,
     Resumed,
     RunState,
@@ -45,7 +50,16 @@ from insula.engine.protocol import (
 )
 from insula.kit.aio import Cell
 from insula.kit.clock import boot_id
-from insula.kit.paths import COMMAND, EXIT_STATUS, LAUNCH_PLAN, PID_FILE, QEMU_STDERR, RUN_LOCK, SERIAL_LOG
+from insula.kit.paths import (
+    COMMAND,
+    DEVICE_STATE,
+    EXIT_STATUS,
+    LAUNCH_PLAN,
+    PID_FILE,
+    QEMU_STDERR,
+    RUN_LOCK,
+    SERIAL_LOG,
+)
 from insula.kit.paths import write_atomically as write
 from insula.kit.run import render_command
 from insula.model.machine import Machine
@@ -71,13 +85,26 @@ class Script:
     boot_text: str = "Fake guest booted\r\n"
 
 
+@dataclass(frozen=True)
+class FrozenGuest:
+    """What a fork wakes up with: the name the guest called itself, and whether its agent was up."""
+
+    hostname: str
+    agent_open: bool
+    memory_bytes: int
+
+
 @dataclass
 class World:
-    """A host that runs fake machines. scripts: by machine name; others follow `script`."""
+    """A host that runs fake machines. scripts: by machine name; others follow `script`.
+
+    frozen: by the directory of the template; it is the host's memory, so it outlives any daemon.
+    """
 
     script: Script = field(default_factory=Script)
     scripts: dict[str, Script] = field(default_factory=dict)
     machines: dict[Path, FakeMachine] = field(default_factory=dict)
+    frozen: dict[Path, FrozenGuest] = field(default_factory=dict)
     facts: EngineFacts = field(
         default_factory=lambda: EngineFacts(
             version="7.2.0",
@@ -115,6 +142,7 @@ class FakeMachine:
             pid=_FIRST_PID + world.launches, start_time=world.launches, boot_id=boot_id()
         )
         self.state: RunState = "prepared"
+        self.hostname = plan.name
         self.exit: Cell[ExitEvidence | None] = Cell(None)
         self.port_open = Cell(False)
         self.instance: FakeInstance | None = None
@@ -125,6 +153,9 @@ class FakeMachine:
         self._shutdown: dict[str, object] | None = None
         self._booted = False
         self.disks = FakeDisks(plan, world.open_disks, lambda: self.script.releases_disks, self._check_living)
+        if plan.memory.template is not None:
+            self._booted = True
+            self.hostname = world.frozen[plan.memory.template].hostname
 
     def _check_living(self) -> None:
         if self.exit.value is not None:
@@ -306,6 +337,10 @@ class FakeInstance:
         machine.power_button_presses += 1
         machine.asked_to_power_off()
 
+    async def processor_seconds(self) -> float:
+        self._living()
+        return 0.0
+
     async def kill(self) -> ExitEvidence:
         self._machine.kill()
         return await self.wait_exit()
@@ -371,13 +406,25 @@ class FakeEngine:
     async def facts(self) -> EngineFacts:
         return self.world.facts
 
-    def plan(self, machine: Machine, files: BootFiles, directory: Path, facts: EngineFacts) -> LaunchPlan:
-        return render(machine, files, directory, facts, choose_accelerator(machine, facts))
+    def plan(
+        self,
+        machine: Machine,
+        files: BootFiles,
+        directory: Path,
+        facts: EngineFacts,
+        memory: Memory = OWN_MEMORY,
+    ) -> LaunchPlan:
+        return render(machine, files, directory, facts, choose_accelerator(machine, facts), memory)
 
     async def launch(self, plan: LaunchPlan) -> FakeInstance:
         living = await self.adopt(plan.directory)
         if living is not None:
             return living
+        template = plan.memory.template
+        if template is not None and template not in self.world.frozen:
+            raise TemplateGone(
+                f"Machine '{plan.name}' cannot be a fork: the memory of its template is not there any more."
+            )
         directory = plan.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         write(directory / LAUNCH_PLAN, plan_to_json(plan))
@@ -402,7 +449,42 @@ class FakeEngine:
             (directory / SERIAL_LOG).touch()
         self.world.machines[directory] = machine
         self._live[directory] = FakeInstance(machine)
+        if template is not None and self.world.frozen[template].agent_open:
+            machine.open_agent()
         return self._live[directory]
+
+    async def freeze(self, instance: Instance) -> None:
+        assert isinstance(instance, FakeInstance), "an instance of another engine"
+        directory = instance.plan.directory
+        machine = self.world.machines[directory]
+        self.world.frozen[directory] = FrozenGuest(
+            machine.hostname, machine.port_open.value, instance.plan.memory_bytes
+        )
+        machine.kill()
+        self.forget(directory)
+        write(directory / DEVICE_STATE, "fake")
+
+    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+        machine = self.world.machines.get(instance.plan.directory)
+        if machine is None:
+            raise EngineLost(f"Machine '{instance.plan.name}' ended before it could be captured.")
+        vessel.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.world.frozen[vessel.directory] = FrozenGuest(
+            machine.hostname, machine.port_open.value, instance.plan.memory_bytes
+        )
+        write(vessel.directory / DEVICE_STATE, "fake")
+        return 0.0
+
+    def frozen_bytes(self, directory: Path) -> int | None:
+        guest = self.world.frozen.get(directory)
+        return None if guest is None else guest.memory_bytes
+
+    async def discard(self, directory: Path) -> None:
+        if (machine := self.world.machines.get(directory)) is not None:
+            machine.kill()
+            self.forget(directory)
+        self.world.frozen.pop(directory, None)
+        (directory / DEVICE_STATE).unlink(missing_ok=True)
 
     async def adopt(self, directory: Path) -> FakeInstance | None:
         machine = self.world.machines.get(directory)

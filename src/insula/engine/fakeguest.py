@@ -19,7 +19,9 @@ from insula.engine.agent.protocol import (
     ExitStatus,
     GuestInfo,
     GuestRefused,
+    Identity,
     Interface,
+    Renewal,
     ShutdownMode,
     StreamName,
     command_not_found,
@@ -113,7 +115,7 @@ async def _sleep(call: Call) -> int:
 
 @_command
 async def _uname(call: Call) -> int:
-    fields = {"-s": "Linux", "-n": call.machine.plan.name, "-r": _RELEASE, "-m": "x86_64"}
+    fields = {"-s": "Linux", "-n": call.machine.hostname, "-r": _RELEASE, "-m": "x86_64"}
     asked = call.argv[1] if len(call.argv) > 1 else "-s"
     call.out((" ".join(fields.values()) if asked == "-a" else fields.get(asked, "Linux")) + "\n")
     return 0
@@ -121,7 +123,7 @@ async def _uname(call: Call) -> int:
 
 @_command
 async def _hostname(call: Call) -> int:
-    call.out(call.machine.plan.name + "\n")
+    call.out(call.machine.hostname + "\n")
     return 0
 
 
@@ -287,7 +289,7 @@ class FakeAgent:
     async def info(self) -> GuestInfo:
         self._require_connection()
         loopback = Interface("lo", "00:00:00:00:00:00", ("127.0.0.1/8",))
-        return GuestInfo(self._machine.plan.name, (loopback,), "Fake 1", _RELEASE, 1.0)
+        return GuestInfo(self._machine.hostname, (loopback,), "Fake 1", _RELEASE, 1.0)
 
     async def shutdown(self, mode: ShutdownMode) -> None:
         self._require_connection()
@@ -295,6 +297,13 @@ class FakeAgent:
             self._machine.reset(by_guest=True)
         else:
             self._machine.asked_to_power_off()
+
+    async def renew(self, identity: Identity) -> Renewal:
+        self._require_connection()
+        if self.kind != "insula":
+            raise AgentCannot("The QEMU guest agent cannot renew a guest's identity.")
+        self._machine.hostname = identity.hostname
+        return Renewal(("random", "clock", "hostname", "machine-id", *("mac" for _ in identity.macs)))
 
     async def ping(self, timeout: float) -> bool:
         return not self.lost

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from insula.engine import evidence
@@ -14,7 +16,8 @@ from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
 from insula.engine.console import SerialConsole
 from insula.engine.disks import QemuDisks, disk_of_node
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
-from insula.engine.process import Process
+from insula.engine.plan import MEMORY_DESCRIPTOR
+from insula.engine.process import Process, read_stat
 from insula.engine.protocol import (
     AgentPortChanged,
     Console,
@@ -29,6 +32,7 @@ from insula.engine.protocol import (
     ShuttingDown,
 )
 from insula.engine.qmp import Event, Monitor
+from insula.engine.state import StateTransfer
 from insula.kit.aio import Cell, Crew
 from insula.kit.clock import monotonic
 from insula.kit.paths import AGENT_SOCKET, QGA_SOCKET, QMP_SOCKET, SERIAL_SOCKET
@@ -73,12 +77,14 @@ class QemuInstance:
         self.identity: ProcessIdentity = process.identity
         self._process = process
         self._monitor = monitor
+        self.transfer = StateTransfer(monitor, plan.name)
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self._situation = Cell(Situation())
         self._shutdown: Mapping[str, Any] | None = None
         self._io_error: str = ""
         self._last_reset = -_FIRMWARE_RESETS
         self._killed = False
+        self._woken = False  # a fork that was given its state, and has not run yet
         self._was_resumed = False  # QEMU calls a machine that was reset while paused 'prelaunch' again
         self._agent: Agent | None = None
         self._agent_lock = asyncio.Lock()
@@ -102,7 +108,7 @@ class QemuInstance:
 
     async def state(self) -> RunState:
         status = str((await self._execute("query-status"))["status"])
-        if status in ("prelaunch", "inmigrate") and not self._was_resumed:
+        if not self._was_resumed and (status in ("prelaunch", "inmigrate") or self._woken):
             return "prepared"
         return "running" if status == "running" else "paused"
 
@@ -117,6 +123,14 @@ class QemuInstance:
             name = self._agent_socket_name
             port_open = any(entry["frontend-open"] for entry in sockets if name in entry["filename"])
         self._situation.set(replace(self._situation.value, running=state == "running", port_open=port_open))
+
+    async def wake(self, state: Path) -> None:
+        """Take the state of a frozen machine; learn how that one was. Raises EngineLost, EngineRefused."""
+        await self.transfer.load(state)
+        self._woken = True
+        await self.synchronise()
+        if self._situation.value.port_open:
+            self._tell(AgentPortChanged(open=True))
 
     async def _pump_events(self) -> None:
         """Translate until the process ends; a session that breaks before is opened again."""
@@ -137,6 +151,7 @@ class QemuInstance:
         try:
             path = self.plan.directory / QMP_SOCKET
             self._monitor = await Monitor.connect(path, self.plan.name, _RECONNECT)
+            self.transfer.monitor = self._monitor
             await self.synchronise()
             _log.warning("The monitor of machine '%s' was lost and found again", self.plan.name)
         except (EngineLost, TimeoutError):
@@ -168,6 +183,8 @@ class QemuInstance:
                 self._tell(GuestPanicked())
             case "DEVICE_DELETED" if "device" in data:
                 self.disks.hear_released(str(data["device"]))
+            case "MIGRATION":
+                self.transfer.heard(event)
             case "VSERPORT_CHANGE":
                 await self._port_changed(bool(data["open"]))
 
@@ -216,8 +233,29 @@ class QemuInstance:
     async def press_power_button(self) -> None:
         await self._execute("system_powerdown")
 
+    async def processor_seconds(self) -> float:
+        stat = read_stat(self.identity.pid)
+        return stat.processor_seconds if stat is not None else 0.0
+
     async def _execute(self, command: str, **arguments: Any) -> Any:
         return await self._monitor.execute(command, **arguments)
+
+    # Freezing it
+
+    def open_memory(self) -> int:
+        """A descriptor of the memory of a machine launched with shareable memory. Raises EngineLost."""
+        try:
+            return os.open(f"/proc/{self.identity.pid}/fd/{MEMORY_DESCRIPTOR}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise EngineLost(f"Machine '{self.plan.name}' ended before it could be frozen.") from error
+
+    async def save_and_end(self, path: Path) -> None:
+        """Stop the vCPUs for good, write the state of the devices to `path`, and end the process."""
+        await self._drop_agent()
+        await self.pause()
+        await self.transfer.save(path)
+        await self._execute("quit")
+        await self.wait_exit()
 
     # Its end
 
@@ -246,6 +284,7 @@ class QemuInstance:
             async with asyncio.timeout(_DRAIN):
                 await self._close_connections()
         self._process.close()
+        self.transfer.lost()
         self._situation.set(Situation(exit=found))
         self._tell(Exited(found))
 

@@ -15,7 +15,7 @@ from typing import Any
 from insula.engine.device import Surroundings, escape, option, render_device
 from insula.engine.device.disk import launch_controllers
 from insula.engine.errors import AcceleratorUnavailable, UnsupportedDevice
-from insula.engine.protocol import BootFiles, EngineFacts, LaunchPlan
+from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, LaunchPlan, Memory
 from insula.kit.paths import QMP_SOCKET
 from insula.model.device.agent import AgentPort
 from insula.model.device.base import DeviceBase
@@ -43,6 +43,9 @@ SWITCHES = frozenset(
 _TCG_CPU = "Nehalem,rdrand=on,rdtscp=on,aes=on,pclmulqdq=on,smep=on,smap=on,arat=on"
 _KVM_CPU = "host"
 
+# Where the supervisor opens the memory that a machine shares with others, for its monitor to inherit.
+MEMORY_DESCRIPTOR = 8
+
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
@@ -59,16 +62,24 @@ def choose_accelerator(machine: Machine, facts: EngineFacts) -> AcceleratorFact:
 
 
 def render(
-    machine: Machine, files: BootFiles, directory: Path, facts: EngineFacts, accelerator: AcceleratorFact
+    machine: Machine,
+    files: BootFiles,
+    directory: Path,
+    facts: EngineFacts,
+    accelerator: AcceleratorFact,
+    memory: Memory = OWN_MEMORY,
 ) -> LaunchPlan:
     """The launch plan. The same values give the same plan. Raises UnsupportedDevice."""
-    surroundings = Surroundings(machine.machine_type, facts.features)
+    surroundings = Surroundings(
+        machine.machine_type, facts.features, vessel=memory.vessel, forked=memory.template is not None
+    )
     agent = _only_one(machine, AgentPort)
     serial = _only_one(machine, Serial)
     fragments = [
         (str(facts.binary),),
-        _base(machine, files, facts),
+        _base(machine, files, facts, memory),
         _processor(machine, accelerator),
+        _memory(machine, memory),
         _boot(files),
         ("-chardev", option("socket", id="qmp", path=QMP_SOCKET, server="on", wait="off")),
         ("-mon", "chardev=qmp,mode=control"),
@@ -84,6 +95,8 @@ def render(
         engine_version=facts.version,
         agent=agent.protocol if agent is not None else None,
         has_console=serial is not None,
+        memory_bytes=machine.memory_bytes,
+        memory=memory,
     )
 
 
@@ -97,7 +110,7 @@ def _only_one(machine: Machine, kind: type[Any]) -> Any:
     return found[0] if found else None
 
 
-def _base(machine: Machine, files: BootFiles, facts: EngineFacts) -> tuple[str, ...]:
+def _base(machine: Machine, files: BootFiles, facts: EngineFacts, memory: Memory) -> tuple[str, ...]:
     """-nodefaults leaves out floppy, VGA, parallel port and monitor; -S lets nothing run before `resume`."""
     kind = machine.machine_type
     switches: dict[str, object] = {"dump-guest-core": "off"}
@@ -106,6 +119,7 @@ def _base(machine: Machine, files: BootFiles, facts: EngineFacts) -> tuple[str, 
         switches["graphics"] = (
             "off"  # the firmware then speaks on the serial port: `logs` show why a disk won't boot
         )
+    switches["memory-backend"] = "ram"
     sandbox = ("-sandbox", _SANDBOX) if "sandbox" in facts.features else ()
     return (
         "-nodefaults",
@@ -121,13 +135,37 @@ def _base(machine: Machine, files: BootFiles, facts: EngineFacts) -> tuple[str, 
 
 def _processor(machine: Machine, accelerator: AcceleratorFact) -> tuple[str, ...]:
     model = machine.cpu_model or (_KVM_CPU if accelerator.name == "kvm" else _TCG_CPU)
-    whole, rest = divmod(machine.memory_bytes, 2**20)
     return (
         *("-accel", accelerator.name),
         *("-cpu", model),
         *("-smp", str(machine.cpus)),
-        *("-m", f"{whole}M" if not rest else f"{machine.memory_bytes}B"),
+        *("-m", _size(machine.memory_bytes)),
     )
+
+
+def _size(memory_bytes: int) -> str:
+    whole, rest = divmod(memory_bytes, 2**20)
+    return f"{whole}M" if not rest else f"{memory_bytes}B"
+
+
+def _memory(machine: Machine, memory: Memory) -> tuple[str, ...]:
+    """A file that all map: the template shared, so that its writes are in it; forks privately, copied on
+    write.
+
+    The file has no name; the monitor inherits it. A fork waits for the state of its devices (`launch` gives
+    it). It keeps kernel and initrd although it does not boot: it will when its guest is reset.
+    """
+    if memory == OWN_MEMORY:  # by the same name, so that one which was booted can be captured, too
+        return ("-object", option("memory-backend-ram", id="ram", size=_size(machine.memory_bytes)))
+    backend = option(
+        "memory-backend-file",
+        id="ram",
+        size=_size(machine.memory_bytes),
+        mem_path=f"/proc/self/fd/{MEMORY_DESCRIPTOR}",
+        share="on" if memory.shareable else "off",
+    )
+    waits = memory.vessel or memory.template is not None
+    return ("-object", backend, *(("-incoming", "defer") if waits else ()))
 
 
 def _boot(files: BootFiles) -> tuple[str, ...]:
@@ -142,6 +180,7 @@ def plan_to_json(plan: LaunchPlan) -> str:
     """The plan as it is kept in the machine's directory (which it does not name, so that it can be moved)."""
     fields = dataclasses.asdict(dataclasses.replace(plan, accelerator=plan.accelerator))
     fields["accelerator"] = plan.accelerator.model_dump()
+    fields["memory"] = _memory_to_json(plan.memory)
     del fields["directory"]
     return json.dumps({"version": 1, **fields}, indent=1) + "\n"
 
@@ -154,6 +193,24 @@ def plan_from_json(text: str, directory: Path) -> LaunchPlan:
             raise ValueError("a plan of another version")
         fields["accelerator"] = AcceleratorFact(**fields["accelerator"])
         fields["argv"] = tuple(fields["argv"])
+        fields["memory"] = _memory_from_json(fields.pop("memory", {}))
         return LaunchPlan(directory=directory, **fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError("not a launch plan") from error
+
+
+def _memory_to_json(memory: Memory) -> dict[str, Any]:
+    return {
+        "shareable": memory.shareable,
+        "vessel": memory.vessel,
+        "template": str(memory.template) if memory.template is not None else None,
+    }
+
+
+def _memory_from_json(fields: dict[str, Any]) -> Memory:
+    template = fields.get("template")
+    return Memory(
+        shareable=bool(fields.get("shareable")),
+        vessel=bool(fields.get("vessel")),
+        template=Path(template) if template is not None else None,
+    )

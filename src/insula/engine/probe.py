@@ -59,6 +59,7 @@ async def load_facts(binary: Path, cache: Path | None) -> EngineFacts:
         machine_types=dict(cached["machine_types"]),
         features=frozenset(cached["features"]),
         kvm_mend=verdict.mend,
+        build=json.dumps(key[2:5]),
     )
 
 

@@ -18,16 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from insula.engine.plan import MEMORY_DESCRIPTOR
 from insula.kit.clock import boot_id, monotonic
 from insula.kit.paths import EXIT_STATUS, PID_FILE, QEMU_STDERR, RUN_LOCK
 from insula.kit.run import spawn_detached
 from insula.model.observation import ProcessIdentity
 
-# $1 is the host's boot id, the rest QEMU's argv. Field 22 of /proc/PID/stat is the start time (proc(5));
-# after the last ')' it is the 20th word. One line on stdout says that PID_FILE stands; nobody needs to be
-# there to read it.
+# $1 is the host's boot id, $2 the descriptor of memory that the monitor shares ("-": none), the rest its
+# argv. It finds the memory at a number that its argv can name; a shell's redirections have one digit only.
+# Field 22 of /proc/PID/stat is the start time (proc(5)); after the last ')' it is the 20th word. One line on
+# stdout says that PID_FILE stands; nobody needs to be there to read it.
 SUPERVISOR = f"""\
-boot=$1; shift; set -f; umask 077
+boot=$1; memory=$2; shift 2; set -f; umask 077
+[ "$memory" = - ] || exec {MEMORY_DESCRIPTOR}<>"/proc/self/fd/$memory"
 "$@" >&2 &
 pid=$!
 stat=; read -r stat </proc/$pid/stat
@@ -56,10 +59,14 @@ _own_supervisors: dict[int, Child] = {}  # by pid, until they are reaped
 
 @dataclass(frozen=True)
 class Stat:
-    """Of /proc/PID/stat: the start time, and the session, which is the supervisor's pid."""
+    """Of /proc/PID/stat: the start time, and the session, which is the supervisor's pid.
+
+    processor_seconds: in user and kernel mode (fields 14 and 15, proc(5)).
+    """
 
     session: int
     start_time: int
+    processor_seconds: float
 
 
 def read_stat(pid: int) -> Stat | None:
@@ -69,7 +76,12 @@ def read_stat(pid: int) -> Stat | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     words = text[text.rindex(")") + 2 :].split()
-    return Stat(session=int(words[3]), start_time=int(words[19]))
+    ticks = int(words[11]) + int(words[12])
+    return Stat(
+        session=int(words[3]),
+        start_time=int(words[19]),
+        processor_seconds=ticks / os.sysconf("SC_CLK_TCK"),
+    )
 
 
 def read_identity(directory: Path) -> ProcessIdentity | None:
@@ -197,12 +209,15 @@ class Process:
             self._supervisor_descriptor = None
 
 
-async def start(argv: Sequence[str], directory: Path, lock: int, timeout: float) -> Process | None:
+async def start(
+    argv: Sequence[str], directory: Path, lock: int, timeout: float, memory: int | None = None
+) -> Process | None:
     """Start a monitor that holds the lock. None when it ended at once: read_exit_status says how.
 
-    Its stderr goes to QEMU_STDERR. Raises TimeoutError; then, and when cancelled, nothing is left running.
+    memory: a descriptor that it is to have as MEMORY_DESCRIPTOR. Its stderr goes to QEMU_STDERR. Raises
+    TimeoutError; then, and when cancelled, nothing is left running.
     """
-    supervisor, started = _spawn(argv, directory, lock)
+    supervisor, started = _spawn(argv, directory, lock, memory)
     try:
         try:
             async with asyncio.timeout(timeout):
@@ -218,7 +233,7 @@ async def start(argv: Sequence[str], directory: Path, lock: int, timeout: float)
         raise
 
 
-def _spawn(argv: Sequence[str], directory: Path, lock: int) -> tuple[Child, int]:
+def _spawn(argv: Sequence[str], directory: Path, lock: int, memory: int | None) -> tuple[Child, int]:
     for pid in list(_own_supervisors):
         _reap(pid)
     with contextlib.ExitStack() as ours:
@@ -227,19 +242,28 @@ def _spawn(argv: Sequence[str], directory: Path, lock: int) -> tuple[Child, int]
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         stderr = os.open(directory / QEMU_STDERR, flags, 0o600)
         ours.callback(os.close, stderr)
+        inherited = [_above_the_shells_own(number, ours) for number in (lock, memory) if number is not None]
         try:
+            given = "-" if memory is None else str(inherited[1])
             supervisor = spawn_detached(
-                ["/bin/sh", "-c", SUPERVISOR, "insula-supervisor", boot_id(), *argv],
+                ["/bin/sh", "-c", SUPERVISOR, "insula-supervisor", boot_id(), given, *argv],
                 cwd=directory,
                 stdout=writer,
                 stderr=stderr,
-                pass_fds=(lock,),
+                pass_fds=inherited,
             )
         except BaseException:
             os.close(reader)
             raise
     _own_supervisors[supervisor.pid] = supervisor
     return supervisor, reader
+
+
+def _above_the_shells_own(descriptor: int, stack: contextlib.ExitStack) -> int:
+    """The same file at a number that no redirection of the supervisor's can mean (it has one digit)."""
+    copy = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 10)
+    stack.callback(os.close, copy)
+    return copy
 
 
 async def end_group(supervisor: int) -> None:

@@ -6,7 +6,7 @@ other. No word of QEMU's appears in these signatures.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -25,6 +25,7 @@ class EngineFacts:
 
     kvm_refused: why KVM is not used, "" where it is. kvm_mend: what would mend that, "" if nothing is known.
     machine_types: alias -> versioned name. features: what this build of the monitor was found to have.
+    build: changes with every other build of the monitor, also of the same version.
     """
 
     version: str
@@ -34,6 +35,7 @@ class EngineFacts:
     machine_types: dict[str, str]
     features: frozenset[str] = frozenset()
     kvm_mend: str = ""
+    build: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,30 @@ class BootFiles:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Where a machine's memory comes from.
+
+    shareable: it can be frozen, and forks made of it. vessel: it is to take what a live machine is at one
+    moment (`Engine.capture`), has no disks, and never runs. template: the directory of a frozen machine which
+    this one is a fork of: it wakes up with a copy-on-write view of that one's memory, in the middle of what
+    that one was doing.
+    """
+
+    shareable: bool = False
+    vessel: bool = False
+    template: Path | None = None
+
+
+OWN_MEMORY = Memory()
+
+
+@dataclass(frozen=True)
 class LaunchPlan:
     """Everything that decides how a machine is launched: frozen, readable, stored in its run directory.
 
     directory: the machine's directory; argv names files in it relatively and runs with it as working
-    directory. argv: the monitor's command line. accelerator: which and why. has_agent: protocol of the
-    agent port, if any.
+    directory. argv: the monitor's command line. accelerator: which and why. agent: protocol of the agent
+    port, if any. memory_bytes: what the guest has. memory: where that comes from.
     """
 
     uid: str
@@ -62,6 +82,17 @@ class LaunchPlan:
     engine_version: str
     agent: Literal["insula", "qemu"] | None
     has_console: bool
+    memory_bytes: int = 0
+    memory: Memory = OWN_MEMORY
+
+
+@dataclass(frozen=True)
+class DiskSwitch:
+    """A disk of a live machine, and the file in its directory, an empty overlay of the one it has, in which
+    it is to go on."""
+
+    id: str
+    file: str
 
 
 # What a live machine tells. Each is a frozen value; `Exited` is always the last.
@@ -174,6 +205,9 @@ class Instance(Protocol):
     async def press_power_button(self) -> None:
         """ACPI: asks the guest to shut down; no answer is owed."""
 
+    async def processor_seconds(self) -> float:
+        """How much of the host's processors its process has used since its start."""
+
     async def kill(self) -> ExitEvidence:
         """End the process at once and wait until it has ended."""
 
@@ -199,13 +233,45 @@ class Engine(Protocol):
     async def facts(self) -> EngineFacts:
         """Probed by running, cached per boot of the host. Raises EngineMissing."""
 
-    def plan(self, machine: Machine, files: BootFiles, directory: Path, facts: EngineFacts) -> LaunchPlan:
+    def plan(
+        self,
+        machine: Machine,
+        files: BootFiles,
+        directory: Path,
+        facts: EngineFacts,
+        memory: Memory = OWN_MEMORY,
+    ) -> LaunchPlan:
         """Pure: the same values give the same plan. Raises AcceleratorUnavailable, UnsupportedDevice."""
 
     async def launch(self, plan: LaunchPlan) -> Instance:
         """Start the process, vCPUs standing ('prepared'). Idempotent: a live process is adopted instead.
 
-        Raises LaunchFailed with exit status, command, last stderr and serial tail; nothing is left running.
+        Raises LaunchFailed with exit status, command, last stderr and serial tail, and TemplateGone when the
+        memory it is to be a fork of is not there any more; nothing is left running.
+        """
+
+    async def freeze(self, instance: Instance) -> None:
+        """Make a template of a machine that was launched with shareable memory: its directory.
+
+        Its vCPUs stand, the state of its devices is written there, its process ends, and its memory, which
+        nobody can change any more, stays in the host's memory until `discard` or the host's end.
+        """
+
+    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+        """Make a template of a live machine, which goes on: the vessel's directory. As `freeze` leaves it.
+
+        disks: where the machine writes from that moment on; what it wrote before stays as it was then.
+        Returns the seconds in which its vCPUs stood. Raises EngineLost, EngineRefused, LaunchFailed: then the
+        machine goes on as before, and the vessel is gone.
+        """
+
+    def frozen_bytes(self, directory: Path) -> int | None:
+        """How much of the host's memory the frozen machine of this directory holds; None: it is none."""
+
+    async def discard(self, directory: Path) -> None:
+        """Let go of a frozen machine's memory; forks of it live on, with what they share.
+
+        A machine that lives in the directory, because it was not frozen to the end, is ended. Idempotent.
         """
 
     async def adopt(self, directory: Path) -> Instance | None:

@@ -5,23 +5,40 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
-from insula.engine import console, evidence, process
-from insula.engine.errors import EngineLost, EngineMissing, LaunchFailed, MachineDirectoryBusy
+from insula.engine import console, evidence, frozen, process
+from insula.engine.capture import capture
+from insula.engine.errors import (
+    EngineLost,
+    EngineMissing,
+    EngineRefused,
+    LaunchFailed,
+    MachineDirectoryBusy,
+    TemplateGone,
+)
 from insula.engine.inotify import CREATED, Watch, watching
 from insula.engine.instance import QemuInstance
 from insula.engine.plan import choose_accelerator, plan_from_json, plan_to_json, render
 from insula.engine.probe import connect_when_listening, load_facts
 from insula.engine.process import Process
-from insula.engine.protocol import BootFiles, EngineFacts, LaunchPlan
+from insula.engine.protocol import (
+    OWN_MEMORY,
+    BootFiles,
+    DiskSwitch,
+    EngineFacts,
+    Instance,
+    LaunchPlan,
+    Memory,
+)
 from insula.engine.qmp import Monitor
 from insula.kit.aio import cancel_and_wait
 from insula.kit.paths import (
     AGENT_SOCKET,
     COMMAND,
+    DEVICE_STATE,
     EXIT_STATUS,
     LAUNCH_PLAN,
     PID_FILE,
@@ -66,8 +83,15 @@ class QemuEngine:
         except CommandMissing as error:
             raise EngineMissing("QEMU is not installed.", hint=error.hint) from error
 
-    def plan(self, machine: Machine, files: BootFiles, directory: Path, facts: EngineFacts) -> LaunchPlan:
-        return render(machine, files, directory, facts, choose_accelerator(machine, facts))
+    def plan(
+        self,
+        machine: Machine,
+        files: BootFiles,
+        directory: Path,
+        facts: EngineFacts,
+        memory: Memory = OWN_MEMORY,
+    ) -> LaunchPlan:
+        return render(machine, files, directory, facts, choose_accelerator(machine, facts), memory)
 
     async def launch(self, plan: LaunchPlan) -> QemuInstance:
         async with self._turn(plan.directory):
@@ -78,10 +102,54 @@ class QemuEngine:
                 if living is not None:
                     return living
                 lock = process.take_lock(plan.directory)
-            return await self._start(plan, lock)
+            try:
+                memory = _open_memory(plan)
+            except BaseException:
+                os.close(lock)
+                raise
+            try:
+                return await self._start(plan, lock, memory)
+            finally:
+                if memory is not None:
+                    os.close(memory)
+
+    async def freeze(self, instance: Instance) -> None:
+        assert isinstance(instance, QemuInstance), "an instance of another engine"
+        directory = instance.plan.directory
+        memory = instance.open_memory()
+        try:
+            await instance.save_and_end(directory / DEVICE_STATE)
+            frozen.seal(memory)
+            self.forget(directory)
+            await frozen.hold(directory, memory)
+        finally:
+            os.close(memory)
+
+    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+        assert isinstance(instance, QemuInstance), "an instance of another engine"
+        try:
+            taker = await self.launch(vessel)
+            stood = await capture(instance, taker, disks)
+            await frozen.dig_holes(taker.identity.pid)
+            await self.freeze(taker)
+        except BaseException:
+            await self.discard(vessel.directory)
+            raise
+        return stood
+
+    def frozen_bytes(self, directory: Path) -> int | None:
+        if not (directory / DEVICE_STATE).exists():
+            return None
+        return frozen.held_bytes(directory)
+
+    async def discard(self, directory: Path) -> None:
+        await frozen.release(directory)
+        (directory / DEVICE_STATE).unlink(missing_ok=True)
 
     async def adopt(self, directory: Path) -> QemuInstance | None:
         async with self._turn(directory):
+            if (directory / DEVICE_STATE).exists():
+                return None  # a template: the process that lives there keeps its memory, and is no machine
             return await self._adopt(directory)
 
     def read_exit(self, directory: Path) -> ExitEvidence | None:
@@ -117,12 +185,12 @@ class QemuEngine:
 
     # Launch
 
-    async def _start(self, plan: LaunchPlan, lock: int) -> QemuInstance:
+    async def _start(self, plan: LaunchPlan, lock: int, memory: int | None) -> QemuInstance:
         try:
             with watching(plan.directory, CREATED) as created:
                 try:
                     _prepare(plan)
-                    child = await process.start(plan.argv, plan.directory, lock, _LAUNCH_TIMEOUT)
+                    child = await process.start(plan.argv, plan.directory, lock, _LAUNCH_TIMEOUT, memory)
                 except BaseException:
                     os.close(lock)
                     await process.wait_unlocked(plan.directory, _SETTLE)
@@ -135,7 +203,13 @@ class QemuEngine:
                 except BaseException:
                     await child.end()
                     raise
-        except (EngineLost, TimeoutError, OSError) as error:
+            if plan.memory.template is not None:
+                try:
+                    await instance.wake(plan.memory.template / DEVICE_STATE)
+                except BaseException:
+                    await instance.kill()
+                    raise
+        except (EngineLost, EngineRefused, TimeoutError, OSError) as error:
             raise self._explain(plan, error) from error
         self._live[plan.directory] = instance
         return instance
@@ -190,6 +264,19 @@ class QemuEngine:
             await instance.synchronise()
         self._live[directory] = instance
         return instance
+
+
+def _open_memory(plan: LaunchPlan) -> int | None:
+    """The memory that a machine shares, new or a template's, to be closed once it is launched."""
+    if plan.memory.template is not None:
+        found = frozen.open_memory(plan.memory.template)
+        if found is None:
+            raise TemplateGone(
+                f"Machine '{plan.name}' cannot be a fork: the memory of its template is not there any more.",
+                hint="Try again: a new template is made. Or boot it: --cold.",
+            )
+        return found
+    return frozen.create_memory(plan.memory_bytes) if plan.memory.shareable else None
 
 
 async def _find_process(directory: Path) -> Process | None:

@@ -100,6 +100,14 @@ class Monitor:
                 f"The monitor of machine '{self._name}' ended before it answered '{command}'."
             ) from error
 
+    async def give_descriptor(self, name: str, descriptor: int) -> None:
+        """Hand the monitor a copy of an open file, which it then knows as 'fd:NAME'. Raises as execute."""
+        try:
+            self._client.send_fd_scm(descriptor)
+        except (OSError, QMPError) as error:
+            raise EngineLost(f"The monitor of machine '{self._name}' takes no file.") from error
+        await self.execute("getfd", fdname=name)
+
     async def events(self) -> AsyncIterator[Event]:
         """What the monitor tells, in order, to one reader; ends when the session does."""
         ended = asyncio.create_task(self._wait_ended(), name="monitor-end")

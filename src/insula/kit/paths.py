@@ -4,8 +4,11 @@ HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_D
   insula.db                  the ledger (SQLite, WAL)
   host.json                  what was probed about this host, cached per boot
   images/NAME/               images (elsewhere with $INSULA_IMAGES)
+  catalogues/*.json          what can be pulled, besides what is shipped
   machines/UID/              a machine: disks and run directory in one
   volumes/UID/               a volume: its disk and a copy of its document
+  templates/KEY/             a template: frozen disks and devices; its memory is a process's
+  captures/UID/              a machine as it was when it was forked, until its forks have it
   daemon/                    socket, lock, log of insulad
 """
 
@@ -29,6 +32,9 @@ SERIAL_SOCKET = "serial.sock"
 SERIAL_LOG = "serial.log"
 QEMU_STDERR = "qemu.stderr"
 SEED_ISO = "seed.iso"
+DEVICE_STATE = "device.state"  # of a frozen machine: its processors and devices, without memory
+TEMPLATE_DOCUMENT = "template.json"  # what a template is; there once it is whole
+CAPTURE_DOCUMENT = "capture.json"  # of a machine that is forked; there once the capture is whole
 
 # The files of a volume's directory.
 VOLUME_DOCUMENT = "volume.json"  # copy of the document, for recovery of a lost ledger
@@ -79,6 +85,14 @@ class Home:
     @property
     def volumes(self) -> Path:
         return self.root / "volumes"
+
+    @property
+    def templates(self) -> Path:
+        return self.root / "templates"
+
+    @property
+    def captures(self) -> Path:
+        return self.root / "captures"
 
     @property
     def daemon(self) -> Path:

@@ -37,6 +37,8 @@ PACKAGES = {
     "mke2fs": "e2fsprogs",
     "gcc": "gcc libc6-dev",
     "setpriv": "util-linux",
+    "prlimit": "util-linux",
+    "unshare": "util-linux",
     "tar": "tar",
     "zstd": "zstd",
     "cpio": "cpio",
@@ -141,12 +143,14 @@ async def stream(
     *,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
     separator: bytes = b"\n",
 ) -> AsyncIterator[str]:
     """Run a command and yield what it prints (stdout and stderr together) line by line as it comes.
 
-    separator: what ends a line; b"\\r" for programs that draw their progress over and over on one line.
-    Raises CommandMissing, and CommandFailed with the last lines once it has ended badly.
+    pass_fds: descriptors that it inherits under the same numbers. separator: what ends a line ('\\r' for
+    those who draw over their own). Raises CommandMissing, and CommandFailed with the last lines once it has
+    ended badly.
     """
     import asyncio
 
@@ -159,6 +163,7 @@ async def stream(
         cwd=cwd,
         start_new_session=True,
         limit=2**20,
+        pass_fds=tuple(pass_fds),
     )
     assert process.stdout is not None
     tail: list[str] = []
@@ -175,14 +180,16 @@ async def stream(
         raise _failed(argv, cwd, status, "\n".join(tail).encode())
 
 
-async def _read_line(stream: StreamReader, separator: bytes) -> bytes:
-    """The next line with what ends it; the rest at the end of the stream, b"" after that."""
+async def _read_line(stdout: StreamReader, separator: bytes) -> bytes:
+    """The next line with its end; the last may lack it; b"" when there are no more."""
     import asyncio
 
     try:
-        return await stream.readuntil(separator)
-    except asyncio.IncompleteReadError as end:
-        return end.partial
+        return await stdout.readuntil(separator)
+    except asyncio.IncompleteReadError as error:
+        return error.partial
+    except asyncio.LimitOverrunError as error:
+        return await stdout.readexactly(error.consumed)
 
 
 async def _end_group(process: Process) -> None:

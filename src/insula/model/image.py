@@ -49,7 +49,8 @@ class ImageDisk(Value):
 class Image(Value):
     """An image as it stands in the store; `manifest.json` of its directory.
 
-    digest: sha256 over the manifest's files. boots: the ways it can boot. agents: the guest agents inside.
+    digest: sha256 over the manifest's files and what it says of them. origin: where an image came from that
+    was not built here. boots: the ways it can boot. agents: the guest agents inside.
     minimum_memory_bytes: below this the guest would not boot, so it is refused.
     """
 
@@ -68,6 +69,50 @@ class Image(Value):
     default_user: str = "root"
     minimum_memory_bytes: Size = 64 * 2**20
     defaults: ImageDefaults = ImageDefaults()
+    origin: str = ""
+
+
+class ImageProperties(Value):
+    """What the file of a disk does not tell about the system on it; said by whoever imports it, or by a
+    catalogue.
+
+    cloud_init: whether it is inside, so that users and keys can be set. agent: the guest agent inside.
+    memory: what a machine gets when nothing is said.
+    """
+
+    summary: str = Field(default="", max_length=200)
+    os: str = Field(default="unknown", max_length=100)
+    default_user: str = Field(default="root", pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
+    cloud_init: bool = False
+    agent: Literal["qemu", "none"] = "none"
+    memory: Size = Field(default=2**30, ge=64 * 2**20)
+
+
+class ImportSpec(ImageProperties):
+    """A file that is to become an image.
+
+    path: absolute, on the daemon's host. format: as in docs/reference/images.md, None to go by the file's
+    header. replace: put it in the place of an image that has the name.
+    """
+
+    path: str = Field(max_length=4096)
+    format: str | None = None
+    replace: bool = False
+
+
+class PullSpec(Value):
+    """Which image of the catalogues is wanted, where it is to have another name than there."""
+
+    source: Name | None = None
+
+
+class ExportSpec(Value):
+    """Where an image's disk is to be written. path: absolute, on the daemon's host. replace: a file that is
+    there."""
+
+    path: str = Field(max_length=4096)
+    format: str = "qcow2"
+    replace: bool = False
 
 
 class ImageRef(Value):

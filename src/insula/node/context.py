@@ -23,9 +23,15 @@ from insula.storage.images import MANIFEST
 
 @dataclass
 class Seat:
-    """The live machine of one actor, if any; shared by the actor and the procedure it runs."""
+    """The live machine of one actor, if any; shared by the actor and the procedure it runs.
+
+    waking: it is a fork that runs and still has its template's identity: nobody else may speak to it.
+    capturing: its vCPUs stand for a moment of ours, which is no change of phase.
+    """
 
     instance: Instance | None = None
+    waking: bool = False
+    capturing: bool = False
 
 
 @dataclass
@@ -78,6 +84,11 @@ class MachineContext:
         if not path.exists() or path.read_text() != text:
             write_atomically(path, text)
 
+    @property
+    def is_sibling(self) -> bool:
+        """Whether this makes a fork of a machine that was captured (`procedures/fork.py`)."""
+        return "captured" in self.journal.remembered
+
     def note(self, text: str) -> None:
         self.journal.note(text)
 
@@ -109,13 +120,16 @@ class MachineContext:
         directory = self.rooms.images.blob(self.machine.image.digest)
         return Image.model_validate_json((directory / MANIFEST).read_bytes()), directory
 
-    def boot_files(self) -> BootFiles:
-        """The image's files for direct kernel boot; empty when the machine boots from its disk."""
+    def boot_files(self, hostname: str | None = None) -> BootFiles:
+        """The image's files for direct kernel boot; empty when the machine boots from its disk.
+
+        hostname: what the guest is to call itself, if not as the machine's document says.
+        """
         if self.machine.boot == "disk":
             return BootFiles()
         image, directory = self.image()
         if image.kernel is None:
             return BootFiles()
         initrd = None if image.kernel.initrd is None else directory / image.kernel.initrd
-        arguments = image.kernel.arguments.replace("{hostname}", self.hostname)
+        arguments = image.kernel.arguments.replace("{hostname}", hostname or self.hostname)
         return BootFiles(directory / image.kernel.file, initrd, arguments)

@@ -116,6 +116,20 @@ async def examine(home: Home, engine: EngineFacts | InsulaError, sight: Sight | 
     ]
 
 
+def examine_templates(budget: int, held: list[int]) -> Finding:
+    """budget: bytes of memory that templates may hold. held: by each."""
+    if budget == 0:
+        return Finding(
+            name="templates",
+            state="limited",
+            detail="Switched off: every launch boots",
+            mend="start the daemon without INSULA_TEMPLATE_MEMORY=0",
+        )
+    many = f"{len(held)} template{'' if len(held) == 1 else 's'}"
+    detail = f"{many} with {format_size(sum(held))} of at most {format_size(budget)} of memory"
+    return Finding(name="templates", state="ok", detail=detail)
+
+
 def _install(sight: Sight, *packages: str) -> str:
     names = " ".join(packages)
     if not sight.has_program("apt-get"):

@@ -1,12 +1,11 @@
-"""The actor of one image: builds and removes it, one at a time."""
+"""The actor of one image: builds, imports, pulls, exports and removes it, one at a time."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from insula.model.machine import Machine
-from insula.model.operation import Operation, Progress
+from insula.model.operation import Operation
+from insula.node.image_work import find_work
 from insula.node.journal import OperationJournal
 from insula.node.mailbox import Actor
 from insula.node.procedure import Step, perform
@@ -15,43 +14,30 @@ from insula.planner.lifecycle import ACCEPT, JOIN, QUEUE, Verdict
 
 
 class ImageActor(Actor):
-    """uid is 'image:NAME'."""
+    """uid is 'image:NAME'; 'image:*' is for what concerns all."""
 
     def __init__(self, uid: str, rooms: Rooms) -> None:
         super().__init__(uid, rooms.store)
         self.rooms = rooms
 
     def judge(self, operation: Operation, busy: str | None) -> Verdict:
-        if busy is None:
+        current = self._current
+        if busy is None or current is None:
             return ACCEPT
-        return JOIN if busy == operation.verb else QUEUE
+        same = current.operation.verb == operation.verb
+        # Only what would do the very same: an import of another file is another thing.
+        return JOIN if same and current.operation.parameters == operation.parameters else QUEUE
 
     async def perform_operation(self, operation: Operation, journal: OperationJournal) -> dict[str, Any]:
-        work = {"image-build": self._build, "image-rm": self._remove}[operation.verb]
+        work = find_work(operation.verb)
         outcome: dict[str, Any] = {}
 
         async def do(_: None) -> None:
-            outcome.update(await work(operation.name, journal))
+            outcome.update(await work(self.rooms, operation, journal))
+            # Nobody can be launched any more from an image that has just lost its name to a newer one.
+            await self.rooms.templates.keep_images({image.digest for image in self.rooms.images.list()})
 
-        # Neither has an undo: a build shows itself only when it is whole, a removal is one rename.
+        # None has an undo; image_work says why.
         steps = [Step[None](operation.verb, do)]
         await perform(operation.verb, steps, None, journal, self.rooms.faults)
         return outcome
-
-    async def _build(self, name: str, journal: OperationJournal) -> dict[str, Any]:
-        from insula.storage.builder import build
-        from insula.storage.recipe import find_recipe
-
-        def report(progress: Progress) -> None:
-            journal.progress(progress)
-
-        recipe = find_recipe(name, [self.rooms.home.root / "recipes"])
-        image = await build(recipe, self.rooms.images, report)
-        return {"name": image.name, "digest": image.digest, "size_bytes": image.size_bytes}
-
-    async def _remove(self, name: str, journal: OperationJournal) -> dict[str, Any]:
-        in_use = {stored.document.image.digest for stored in self.store.all(Machine)}
-        freed = await asyncio.to_thread(self.rooms.images.remove, name, in_use)
-        if not freed:
-            journal.note(f"Machines still use the files of '{name}'; they go with the last of those.")
-        return {"name": name, "freed": freed}

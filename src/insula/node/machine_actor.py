@@ -28,7 +28,7 @@ from insula.node.context import MachineContext, Seat
 from insula.node.journal import OperationJournal
 from insula.node.mailbox import Actor
 from insula.node.observer import Observer
-from insula.node.procedure import MOST_RECOVERIES, perform
+from insula.node.procedure import MOST_RECOVERIES, DaemonDied, perform
 from insula.node.procedures import find_steps
 from insula.node.rooms import Rooms
 from insula.planner.lifecycle import Cancelled, Situation, Verdict, judge
@@ -104,9 +104,21 @@ class MachineActor(Actor):
         steps = find_steps(operation.verb, context)
         try:
             await perform(operation.verb, steps, context, journal, self.rooms.faults, backwards=backwards)
+        except DaemonDied:
+            raise
+        except BaseException:
+            if not journal.abandoned:  # the next daemon goes on, and needs what we need
+                await self._release_capture(context)
+            raise
         finally:
             self._asked_to_end = False
+        await self._release_capture(context)
         return context.outcome
+
+    async def _release_capture(self, context: MachineContext) -> None:
+        if context.is_sibling:
+            captured = context.journal.remembered["captured"]
+            await self.rooms.captures.release(captured, context.operation.uid)
 
     # -- the live machine
 
@@ -125,9 +137,9 @@ class MachineActor(Actor):
             return
         event = message.event
         if isinstance(event, Resumed):
-            if self.observer.phase in (Phase.STARTING, Phase.PAUSED):
+            if self.observer.phase in (Phase.STARTING, Phase.PAUSED) and not self.seat.waking:
                 await self.observer.see(phase=Phase.RUNNING, reason="")
-        elif isinstance(event, Paused):
+        elif isinstance(event, Paused) and not self.seat.capturing:
             if self.observer.phase in (Phase.RUNNING, Phase.PAUSED):
                 await self.observer.see(phase=Phase.PAUSED, reason=self._named(event.reason))
         elif isinstance(event, ShuttingDown):
@@ -220,8 +232,8 @@ class MachineActor(Actor):
         phase = seen.phase if seen is not None else Phase.RUNNING
         if state == "paused":
             phase = Phase.PAUSED
-        elif state == "running" and phase is not Phase.STOPPING:
-            phase = Phase.RUNNING
+        elif state == "running" and phase not in (Phase.STARTING, Phase.STOPPING):
+            phase = Phase.RUNNING  # one that was starting is so until its operation, which goes on, says so
         elif state == "prepared":
             phase = Phase.STARTING
         await self.observer.see(

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from insula.control.port import ExecRequest
 from insula.engine.agent.protocol import ExecSession
@@ -15,18 +17,23 @@ from insula.kit.aio import Crew
 from insula.kit.clock import utc_now
 from insula.kit.errors import Conflict, InsulaError
 from insula.model.host import Finding, HostFacts
-from insula.model.image import Image
+from insula.model.image import ExportSpec, Image, ImportSpec
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
+from insula.model.template import TemplateView
 from insula.model.volume import Volume
 from insula.node.image_actor import ImageActor
 from insula.node.machine_actor import MachineActor
 from insula.node.mailbox import Actor
 from insula.node.rooms import Rooms
+from insula.node.template_actor import TemplateActor
 from insula.node.volume_actor import VolumeActor
 from insula.planner.lifecycle import NotRunning
 from insula.storage.recipe import Recipe, list_recipes
+
+if TYPE_CHECKING:
+    from insula.storage.catalogue import CatalogueEntry
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +41,7 @@ BOOT_PATIENCE = 300.0  # seconds after its start that a guest may need until its
 PATIENCE = 30.0  # seconds for the agent of a guest that has long been up
 HOUSEKEEPING_INTERVAL = 60.0  # seconds between rounds over serial logs
 IMAGE_TARGET = "image:"
+TEMPLATE_TARGET = "template:"
 
 
 class GuestPaused(Conflict):
@@ -54,6 +62,8 @@ class Node:
         """Adopt every machine and go on with every operation; what was found, in words."""
         self.rooms.home.machines.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._crew.start(self.rooms.images.sweep(), "sweep of dead builds")
+        self._crew.start(self.rooms.templates.sweep(), "sweep of dead templates")
+        self._crew.start(self.rooms.captures.sweep(), "sweep of captures that are not needed")
         machines = [stored.document for stored in self.rooms.store.all(Machine)]
         found = await asyncio.gather(*(self._adopt(machine) for machine in machines))
         told = [line for line in found if line]
@@ -100,6 +110,8 @@ class Node:
         if actor is None:
             if uid.startswith(IMAGE_TARGET):
                 actor = ImageActor(uid, self.rooms)
+            elif uid.startswith(TEMPLATE_TARGET):
+                actor = TemplateActor(uid, self.rooms)
             elif self.rooms.store.get(Machine, uid) is not None:
                 actor = MachineActor(uid, self.rooms)
             elif self.rooms.store.get(Volume, uid) is not None:
@@ -129,14 +141,16 @@ class Node:
         )
 
     async def examine_host(self) -> list[Finding]:
-        from insula.node.doctor import examine
+        from insula.node.doctor import examine, examine_templates
 
         facts: EngineFacts | InsulaError
         try:
             facts = await self.rooms.engine.facts()
         except InsulaError as error:
             facts = error
-        return await examine(self.rooms.home, facts)
+        templates = self.rooms.templates
+        held = [template.held_bytes for template in templates.all()]
+        return [*await examine(self.rooms.home, facts), examine_templates(templates.budget, held)]
 
     async def list_images(self) -> list[Image]:
         return self.rooms.images.list()
@@ -144,8 +158,41 @@ class Node:
     async def find_image(self, name: str) -> Image:
         return self.rooms.images.get(name)
 
+    # What imports and pulls need is loaded when it is asked for: `insula ls` after a crash waits for our
+    # start.
+
+    def list_catalogue(self) -> list[CatalogueEntry]:
+        from insula.storage.catalogue import DIRECTORY, list_catalogue
+
+        return list_catalogue([self.rooms.home.root / DIRECTORY])
+
+    async def check_import(self, name: str, spec: ImportSpec) -> None:
+        from insula.storage.importing import check_file
+
+        if not spec.replace:
+            self.rooms.images.require_free_name(name)
+        await asyncio.to_thread(check_file, Path(spec.path), spec.format)
+
+    async def check_pull(self, entry: str) -> None:
+        from insula.storage.catalogue import DIRECTORY, find_entry
+        from insula.storage.pulling import check_entry
+
+        check_entry(find_entry(entry, [self.rooms.home.root / DIRECTORY]))
+
+    async def check_export(self, name: str, spec: ExportSpec) -> None:
+        from insula.storage.exporting import check_export
+
+        image = self.rooms.images.get(name)
+        check_export(image, Path(spec.path), spec.format, replace=spec.replace)
+
     def list_recipes(self) -> list[Recipe]:
         return list_recipes([self.rooms.home.root / "recipes"])
+
+    async def list_templates(self) -> list[TemplateView]:
+        return self.rooms.templates.all()
+
+    async def find_templates(self, name: str) -> list[str]:
+        return self.rooms.templates.find(name)
 
     async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
         instance = await self._running(uid)
@@ -168,6 +215,11 @@ class Node:
         return max(PATIENCE, BOOT_PATIENCE - running)
 
     async def open_console(self, uid: str) -> Console:
+        if self._instance(uid).plan.memory.template is not None:
+            # Until a fork is itself, what is typed into it would be done by its template.
+            await self.rooms.store.wait(
+                Observation, uid, lambda seen: seen is None or seen.phase is not Phase.STARTING
+            )
         return await self._instance(uid).console()
 
     def read_log(self, uid: str, *, follow: bool, tail: int | None) -> AsyncIterator[bytes]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from insula.engine.protocol import Engine
 from insula.kit.paths import Home
+from insula.node.captures import Captures
 from insula.node.procedure import Faults
+from insula.node.templates import Templates
 from insula.storage.images import ImageStore
 from insula.store.protocol import Store
 
@@ -19,4 +21,6 @@ class Rooms:
     store: Store
     engine: Engine
     images: ImageStore
+    templates: Templates
+    captures: Captures
     faults: Faults = field(default_factory=Faults)

@@ -11,6 +11,7 @@ rm             accept   with force only (pre-empts)          accept   accept
 attach         accept   queue     accept   accept  refuse    accept   accept
 volume-resize  accept   queue     accept   accept  refuse    accept   accept
 detach         accept   queue     accept   refuse  refuse    accept   accept
+fork           accept   queue     accept   accept  queue     accept   accept
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ class BeingRemoved(Conflict):
     code = "being-removed"
 
 
+class BeingForked(Conflict):
+    """The machine is a fork that is still being made."""
+
+    code = "being-forked"
+
+
 class Superseded(Conflict):
     """Another operation took precedence and this one was undone or given up."""
 
@@ -80,12 +87,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Situation:
-    """A machine as the judge sees it. busy: the verb of the operation that is being performed, if any."""
+    """A machine as the judge sees it. busy: the verb of the operation that is being performed, if any.
+
+    unborn: another machine's fork operation is still making it.
+    """
 
     name: str
     phase: Phase
     busy: str | None = None
     force: bool = False
+    unborn: bool = False
 
 
 Rule = Callable[[Situation], Verdict]
@@ -107,6 +118,12 @@ _ENDED = (Phase.CREATED, Phase.STOPPED, Phase.CRASHED)
 
 def judge(verb: str, now: Situation) -> Verdict:
     """The verdict on `verb` in this situation."""
+    if now.unborn:
+        return _refuse(
+            BeingForked(
+                f"Machine '{now.name}' is a fork that is still being made.", hint="Try again in a moment."
+            )
+        )
     if now.busy is not None:
         return _judge_busy(verb, now.busy, now)
     rule = _RULES.get(verb)
@@ -209,7 +226,12 @@ def _refuse(error: InsulaError) -> Verdict:
     return Verdict("refuse", error)
 
 
+def _fork(now: Situation) -> Verdict:
+    return QUEUE if now.phase in (Phase.STARTING, Phase.STOPPING) else ACCEPT
+
+
 _RULES = {
+    "fork": _fork,
     "start": _start,
     "stop": _needs_process("stop"),
     "kill": _needs_process("kill"),

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from insula.control.control import Control
-from insula.server import daemon, events, host, images, machines, operations, verbs, volumes
+from insula.server import daemon, events, host, images, machines, operations, templates, verbs, volumes
 from insula.server.desk import Desk
 from insula.server.gate import Gate
 from insula.server.handlers import install_handlers
@@ -17,7 +17,7 @@ from insula.server.problems import Problem
 from insula.server.sockets import ROUTES
 
 _DESCRIPTION = """\
-Machines, images, operations and events of one Insula host.
+Machines, images, templates, operations and events of one Insula host.
 
 Errors are `application/problem+json`. Verbs answer with an *operation*: 202 at once, or with \
 `?wait=SECONDS` its outcome, or the problem that ended it. Two websockets are not described here: \
@@ -29,6 +29,7 @@ _TAGS = [
     {"name": "volumes", "description": "Disks that outlive machines."},
     {"name": "operations", "description": "What was asked for and how far it is."},
     {"name": "images", "description": "What machines are made from."},
+    {"name": "templates", "description": "Frozen machines that launches are forked from."},
     {"name": "events", "description": "Transitions, in order, as they happen."},
     {"name": "host", "description": "What the host has and lacks."},
     {"name": "daemon", "description": "The daemon itself."},
@@ -64,7 +65,7 @@ def create_app(control: Control, info: DaemonInfo) -> FastAPI:
     app.state.desk = Desk(control, info)
     app.add_middleware(Gate, daemon=info)
     install_handlers(app)
-    for room in (machines, verbs, volumes, operations, images, events, host, daemon):
+    for room in (machines, verbs, volumes, operations, images, templates, events, host, daemon):
         app.include_router(room.router)
     app.router.routes.extend(ROUTES)
     return app

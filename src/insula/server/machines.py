@@ -77,11 +77,12 @@ async def create_machine(
     project: str,
     spec: Annotated[MachineSpec, Body(openapi_examples=_EXAMPLES)],
     start: Annotated[bool, Query(description="Start it, too.")] = False,
+    cold: Annotated[bool, Query(description="Boot it, even if it could be forked from a template.")] = False,
     wait: Wait = 0,
 ) -> Response:
     """Make a machine. An image that is not built yet is built first; `progress` then tells of that."""
     document = spec.model_dump(mode="json", exclude_unset=True)
-    verb = VerbRequest("create", project, spec.name or "", {"spec": document, "start": start})
+    verb = VerbRequest("create", project, spec.name or "", {"spec": document, "start": start, "cold": cold})
     return await submit_and_answer(request, verb, wait, finished=201)
 
 

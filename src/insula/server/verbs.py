@@ -1,4 +1,4 @@
-"""The verbs on a machine: start, stop, restart, reset, pause, resume, kill, rename, attach, detach."""
+"""The verbs on a machine: start, stop, restart, reset, pause, resume, kill, rename, fork, attach, detach."""
 
 from __future__ import annotations
 
@@ -42,6 +42,17 @@ class DetachParameters(Value):
     """volume: its name."""
 
     volume: Name
+
+
+class ForkParameters(Value):
+    """count: siblings. names: of one, or a pattern in which {n} is its number (default: NAME-{n}).
+
+    paused: each is paused once it has an identity of its own.
+    """
+
+    count: Annotated[int, Field(ge=1, examples=[8])] = 1
+    names: str | None = None
+    paused: bool = False
 
 
 def _said(body: Value | None) -> dict[str, Any]:
@@ -154,3 +165,19 @@ async def detach_volume(
 ) -> Response:
     """Take a volume back; done once the guest has let go of it, refused (409) when it does not."""
     return await _submit(request, "detach", body, wait, if_match)
+
+
+@router.post("/fork", operation_id="fork_machine", response_model=None, responses=verb_responses(412))
+async def fork_machine(
+    request: Request,
+    project: str,
+    name: str,
+    body: Annotated[ForkParameters | None, Body()] = None,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Make siblings of the machine as it is now, memory and disks; it goes on after a blink.
+
+    The outcome names the siblings, each with the operation that makes it.
+    """
+    return await _submit(request, "fork", body or ForkParameters(), wait, if_match)

@@ -5,6 +5,7 @@ DIRECTORY/
   blobs/DIGEST/             manifest.json and the files; never changed once it is here
   claims/DIGEST/UID         holds the path of a machine's directory; counts while that directory exists
   builds/ID/                an image in the making, with a lock held by whoever makes it
+  downloads/ID/             a file that is being pulled, with such a lock; a part of one is kept for a day
   .lock                     held for moments, whenever one of the above comes or goes
 
 A rebuilt image gets a new digest, and machines keep the files of the old one: a blob goes only when no name
@@ -17,6 +18,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +26,12 @@ from pathlib import Path
 from insula.kit.errors import nearest
 from insula.kit.paths import write_atomically
 from insula.model.image import Image
-from insula.storage.errors import ImageNotFound
+from insula.storage.errors import DownloadFailed, ImageNameTaken, ImageNotFound
 from insula.storage.packages import SCRATCH_LINK, remove_tree
 
 MANIFEST = "manifest.json"
-_BLOBS, _CLAIMS, _BUILDS = "blobs", "claims", "builds"
+_BLOBS, _CLAIMS, _BUILDS, _DOWNLOADS = "blobs", "claims", "builds", "downloads"
+KEEP_DOWNLOADS = 86400.0  # seconds that a part of a download waits for somebody to go on with it
 _LOCK = ".lock"
 
 
@@ -89,7 +92,9 @@ class ImageStore:
             return self._drop_if_unused(digest, in_use)
 
     def prune(self, in_use: Collection[str] = ()) -> tuple[str, ...]:
-        """Remove the files of images that no name means and nobody uses; their digests."""
+        """Remove the files of images that no name means and nobody uses; their digests. Parts of downloads
+        go too."""
+        self._drop_downloads(0.0)
         if not (self.root / _BLOBS).is_dir():
             return ()
         with self._locked():
@@ -113,11 +118,49 @@ class ImageStore:
             shutil.rmtree(work, ignore_errors=True)
             os.close(descriptor)
 
-    def publish(self, image: Image, files: Path) -> Image:
+    @contextmanager
+    def download(self, key: str) -> Iterator[Path]:
+        """The directory of a file that is being pulled, with what came of it before. Remove it when it is
+        done with.
+
+        Raises DownloadFailed when another process is at it.
+        """
+        directory = self.root / _DOWNLOADS / key
+        with self._locked():
+            directory.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                raise DownloadFailed(
+                    "Another daemon that shares these images is downloading this file.",
+                    hint="Wait for it, then try again.",
+                    retry_after=60,
+                ) from None
+        try:
+            yield directory
+        finally:
+            if directory.exists():
+                os.utime(directory)
+            os.close(descriptor)
+
+    def require_free_name(self, name: str) -> None:
+        """Raises ImageNameTaken."""
+        if name in self._names():
+            raise ImageNameTaken(
+                f"There is an image '{name}' already.",
+                hint="Choose another name with --name, or put this one in its place with --replace; "
+                "machines keep "
+                "what they were made from.",
+            )
+
+    def publish(self, image: Image, files: Path, *, replace: bool = True) -> Image:
         """Take a directory with the image's files into the store under its name, all at once.
 
         files is on the store's file system (work/"image" of `new_build`). The same digest may be there
-        already: then those files stay. Returns what the store now says.
+        already: then those files stay. Returns what the store now says. Raises ImageNameTaken unless
+        `replace`.
         """
         write_atomically(files / MANIFEST, image.model_dump_json(indent=2) + "\n", mode=0o644)
         for path in files.iterdir():
@@ -125,6 +168,8 @@ class ImageStore:
             _sync(path)
         _sync(files)
         with self._locked():
+            if not replace:
+                self.require_free_name(image.name)
             blob = self._blob(image.digest)
             blob.parent.mkdir(exist_ok=True)
             if not (blob / MANIFEST).is_file():
@@ -136,12 +181,14 @@ class ImageStore:
         return self.get(image.name)
 
     async def sweep(self) -> tuple[Path, ...]:
-        """Remove what killed builds left; never a living build, never an image. The directories removed.
+        """Remove what killed builds left, and old parts of downloads; never a living build, never an image.
+        The directories removed.
 
         What a build's programs still write while they die is left for the next sweep.
         """
+        dropped = self._drop_downloads(KEEP_DOWNLOADS)
         if not (self.root / _BUILDS).is_dir():
-            return ()
+            return dropped
         dead = []
         with self._locked():
             for work in sorted((self.root / _BUILDS).iterdir()):
@@ -155,7 +202,21 @@ class ImageStore:
             if scratch.is_symlink():
                 await remove_tree(scratch.resolve())
             await remove_tree(work)
-        return tuple(work for work in dead if not work.exists())
+        return (*dropped, *(work for work in dead if not work.exists()))
+
+    def _drop_downloads(self, age: float) -> tuple[Path, ...]:
+        """Remove the parts of downloads that nobody is at and that are older than `age` seconds."""
+        if not (self.root / _DOWNLOADS).is_dir():
+            return ()
+        with self._locked():
+            old = [
+                path
+                for path in sorted((self.root / _DOWNLOADS).iterdir())
+                if path.stat().st_mtime <= time.time() - age and not _is_locked(path / _LOCK)
+            ]
+            for path in old:
+                shutil.rmtree(path)
+        return tuple(old)
 
     def _names(self) -> tuple[str, ...]:
         if not self.root.is_dir():

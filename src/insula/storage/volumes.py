@@ -21,8 +21,13 @@ _ENVIRONMENT = {"LC_ALL": "C"}
 Report = Callable[[str, float | None], None]
 
 
-async def create_overlay(path: Path, backing: Path, backing_format: str, size: int) -> None:
+async def create_overlay(
+    path: Path, backing: Path, backing_format: str, size: int, *, beside: bool = False
+) -> None:
     """Make an empty qcow2 disk of `size` bytes at path that reads what it has not got from `backing`.
+
+    beside: name a backing file in the same directory relatively, so that the directory can be moved, and do
+    not look into it, so that it may still be open for writing.
 
     Takes one process and some 200 kB. Replaces nothing: raises FileExistsError. Raises DiskFull, and
     CommandFailed for whatever else qemu-img said; nothing is left behind.
@@ -31,7 +36,8 @@ async def create_overlay(path: Path, backing: Path, backing_format: str, size: i
         raise FileExistsError(path)
     what = f"the disk '{path.name}'"
     require_space(path, OVERLAY_BYTES, what)
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-b", str(backing.absolute()), "-F", backing_format]
+    named = ["-u", "-b", backing.name] if beside else ["-b", str(backing.absolute())]
+    argv = ["qemu-img", "create", "-q", "-f", "qcow2", *named, "-F", backing_format]
     try:
         await run([*argv, str(path), str(size)], env={**os.environ, **_ENVIRONMENT})
     except BaseException as error:

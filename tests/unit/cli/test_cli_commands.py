@@ -303,6 +303,34 @@ def test_image_ls(stub: Stub, insula: Command) -> None:
     assert [i["built"] for i in json.loads(insula("image", "ls", "--json").out)] == [True, False]
 
 
+def test_template(stub: Stub, insula: Command) -> None:
+    template = {
+        "key": "0123456789ab",
+        "image": {"name": "micro", "digest": "sha256:0"},
+        "cpus": 2,
+        "memory_bytes": 2**29,
+        "held_bytes": 2**27,
+        "disk_bytes": 2**20,
+        "last_used": "2026-05-01T12:00:00Z",
+    }
+    stub.answer("GET", "/v1/templates", [template])
+    head, line = insula("template", "ls").out.splitlines()
+    assert head.split() == ["KEY", "IMAGE", "CPUS", "MEMORY", "HELD", "DISK", "LAST-USED"]
+    assert line.split()[:6] == ["0123456789ab", "micro", "2", "512MiB", "128MiB", "1MiB"]
+    assert insula("template", "ls", "-q").out == "0123456789ab\n"
+    assert json.loads(insula("template", "ls", "--json").out) == [template]
+    outcome = {"removed": ["0123456789ab"], "freed_bytes": 2**27}
+    done = operation("template-rm", target_kind="template", outcome=outcome)
+    stub.answer("DELETE", "/v1/templates/micro", done)
+    assert insula("template", "rm", "micro").out == "micro\n"
+    stub.answer("POST", "/v1/templates/prune", {**done, "verb": "template-prune"})
+    ran = insula("template", "prune", "--unused-for", "2h")
+    assert (ran.out, ran.err) == ("0123456789ab\n", "Freed 128MiB of memory.\n")
+    assert stub.requests[-1].json == {"unused_for": 7200}
+    assert json.loads(insula("template", "prune", "--json").out) == outcome
+    assert insula("template", "prune", "--unused-for", "soon").status == 64
+
+
 def test_logs(stub: Stub, insula: Command) -> None:
     stub.raw("GET", f"{WEB}/log", b"HTTP/1.1 200 OK\r\n\r\nboot\r\nlogin: ")
     assert insula("logs", "web", "-n", "5").out == "boot\r\nlogin: "
@@ -379,3 +407,62 @@ def test_fault_of_our_own_is_told_as_one(stub: Stub, insula: Command) -> None:
     assert "error: Insula itself failed: KeyError: 'phase'." in ran.err
     assert "Traceback" not in ran.err
     assert "Traceback" in insula("ls", "-v").err
+
+
+def test_image_import(stub: Stub, insula: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = operation("image-import", target_kind="image", outcome={})
+    stub.answer("POST", "/v1/images/my-server-1/import", done)
+    stub.answer("GET", "/v1/images/my-server-1", {"name": "my-server-1", "size_bytes": 2**20})
+    ran = insula("image", "import", "./My Server_1.vmdk", "--cloud-init", "--memory", "2GiB", "--user", "me")
+    assert (ran.status, ran.out) == (0, "my-server-1\n")
+    assert "Imported 1MiB." in ran.err
+    asked = stub.asked("POST", "/v1/images/my-server-1/import")[-1].json
+    assert asked == {
+        "path": str(tmp_path / "My Server_1.vmdk"),
+        "default_user": "me",
+        "cloud_init": True,
+        "memory": 2**31,
+    }
+    stub.answer("POST", "/v1/images/web/import", done)
+    stub.answer("GET", "/v1/images/web", {"name": "web", "size_bytes": 2**20})
+    ran = insula("image", "import", "x", "--name", "web", "--format", "raw", "--replace", "--json")
+    assert json.loads(ran.out)["name"] == "web"
+    assert stub.asked("POST", "/v1/images/web/import")[0].json == {
+        "path": str(tmp_path / "x"),
+        "format": "raw",
+        "replace": True,
+    }
+    assert insula("image", "import", "x", "--format", "iso").status == 64
+
+
+def test_image_pull_and_export(
+    stub: Stub, insula: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stub.answer("POST", "/v1/images/mine/pull", operation("image-pull", target_kind="image", outcome={}))
+    stub.answer("GET", "/v1/images/mine", {"name": "mine", "size_bytes": 2**20})
+    assert insula("image", "pull", "arch", "--name", "mine").out == "mine\n"
+    assert stub.asked("POST", "/v1/images/mine/pull")[0].json == {"source": "arch"}
+    outcome = {"path": "/out/x", "format": "vhdx", "size_bytes": 2**20}
+    done = operation("image-export", target_kind="image", outcome=outcome)
+    stub.answer("POST", "/v1/images/mine/export", done)
+    ran = insula("image", "export", "mine", "out.bin", "--format", "vhdx")
+    assert ran.out == "/out/x\n"
+    assert "Exported as vhdx: 1MiB." in ran.err
+    assert json.loads(insula("image", "export", "mine", "out.bin", "--json").out) == outcome
+    first, second = (asked.json for asked in stub.asked("POST", "/v1/images/mine/export"))
+    assert first == {"path": str(tmp_path / "out.bin"), "format": "vhdx", "replace": False}
+    assert second["format"] == "qcow2"
+
+
+def test_image_prune_and_catalogue(stub: Stub, insula: Command) -> None:
+    outcome = {"removed": ["sha256:aa", "sha256:bb"]}
+    stub.answer("POST", "/v1/images/prune", operation("image-prune", target_kind="image", outcome=outcome))
+    assert insula("image", "prune").out == "sha256:aa\nsha256:bb\n"
+    assert json.loads(insula("image", "prune", "--json").out) == outcome
+    entry = {"name": "arch", "version": "latest", "architecture": "x86_64", "os": "Arch Linux", "size": 2**30}
+    stub.answer("GET", "/v1/catalogue", [entry])
+    assert insula("image", "ls", "--catalogue").out.splitlines()[1].split()[:2] == ["arch", "latest"]
+    assert insula("image", "ls", "--catalogue", "-q").out == "arch\n"
+    assert json.loads(insula("image", "ls", "--catalogue", "--json").out) == [entry]

@@ -285,3 +285,14 @@ def test_unreadable_problem_is_a_bug(stub: Stub, client: Client) -> None:
     stub.answer("GET", "/v1/images", ["what"], status=500)
     with pytest.raises(Bug):
         client.images()
+
+
+def test_templates(stub: Stub, client: Client) -> None:
+    stub.answer("GET", "/v1/templates", [{"key": "0123456789ab"}])
+    assert client.templates()[0]["key"] == "0123456789ab"
+    freed = {"removed": ["0123456789ab"], "freed_bytes": 7}
+    stub.answer("DELETE", "/v1/templates/micro", operation("template-rm", "done", outcome=freed))
+    assert client.remove_template("micro") == 7
+    stub.answer("POST", "/v1/templates/prune", operation("template-prune", "done", outcome=freed))
+    assert client.prune_templates(3600) == 7
+    assert stub.requests[-1].json == {"unused_for": 3600}

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Phase | None]] = {
     "attach": ("with a volume", {"volume": "data"}, Phase.RUNNING),
     "detach": ("attached", {"volume": "data"}, Phase.RUNNING),
     "volume-resize": ("attached", {"size": "2MiB"}, Phase.RUNNING),
+    "fork": ("running", {"count": 2, "names": "sibling{n}"}, Phase.RUNNING),
 }
 # verb -> what there is before it besides the source, its parameters, sizes of volumes after it
 VOLUME_CASES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
@@ -84,7 +85,16 @@ VOLUME_PLACES = [
 ]
 TARGETS = {"volume-resize": "data"}  # every other verb's target is the machine
 PLACES = {
-    "create": ["make directory", "make disks", "make seed", "record", "prepare", "launch", "run"],
+    "create": [
+        "make directory",
+        "find template",
+        "make disks",
+        "make seed",
+        "record",
+        "prepare",
+        "launch",
+        "run",
+    ],
     "start": ["prepare", "launch", "run"],
     "stop": ["ask the guest", "wait"],
     "restart": ["ask the guest", "wait", "prepare", "launch", "run"],
@@ -96,6 +106,7 @@ PLACES = {
     "attach": ["plug"],
     "detach": ["unplug"],
     "volume-resize": ["grow disk"],
+    "fork": ["capture"],
 }
 EVERY_PLACE = [
     (verb, f"{when} {step}")
@@ -132,6 +143,15 @@ def files(host: FakeHost) -> list[str]:
     return sorted(str(path) for path in host.home.machines.rglob("*"))
 
 
+@pytest.fixture(params=[0, 2**30], ids=["booted", "forked"])
+async def forking_host(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[FakeHost]:
+    """A host whose launches boot; one whose launches are forks of a template."""
+    host = FakeHost(tmp_path / "home", template_budget=request.param)
+    publish_fake_image(ImageStore(host.home.images))
+    yield host
+    await host.close()
+
+
 async def test_the_list_of_places_is_complete(host: FakeHost) -> None:
     for verb, (state, parameters, _) in CASES.items():
         faults = Scripted(verb=verb)
@@ -148,7 +168,8 @@ async def test_the_list_of_places_is_complete(host: FakeHost) -> None:
 
 
 @pytest.mark.parametrize(("verb", "place"), EVERY_PLACE)
-async def test_a_failure_anywhere_is_undone_and_told(host: FakeHost, verb: str, place: str) -> None:
+async def test_a_failure_anywhere_is_undone_and_told(forking_host: FakeHost, verb: str, place: str) -> None:
+    host = forking_host
     state, parameters, after = CASES[verb]
     faults = Scripted(verb=verb)
     await host.boot(faults)
@@ -180,8 +201,9 @@ async def test_a_failure_anywhere_is_undone_and_told(host: FakeHost, verb: str, 
 
 @pytest.mark.parametrize(("verb", "place"), EVERY_PLACE)
 async def test_a_daemon_that_dies_anywhere_is_followed_by_one_that_finishes(
-    host: FakeHost, verb: str, place: str
+    forking_host: FakeHost, verb: str, place: str
 ) -> None:
+    host = forking_host
     state, parameters, after = CASES[verb]
     faults = Scripted(verb=verb, error=DaemonDied)
     await host.boot(faults)
@@ -201,6 +223,11 @@ async def test_a_daemon_that_dies_anywhere_is_followed_by_one_that_finishes(
         assert host.seen().phase is after
         alive = [m for m in host.world.machines.values() if m.exit.value is None]
         assert len(alive) == (1 if after.has_process else 0)
+    if host.template_budget and verb == "create":
+        assert operation.outcome is not None
+        assert operation.outcome["booted"] == ""
+        assert len(list(host.home.templates.iterdir())) == 1
+        assert host.world.machine("web").hostname == "web"
     assert reached(host, verb)
 
 
@@ -254,6 +281,40 @@ async def test_a_volume_has_its_old_state_or_its_new_one(
     for path in disks:
         assert (await run(["qemu-img", "check", "-q", str(path)], check=False)).exit_status == 0
         assert await virtual_size(path) in after.values()
+
+
+TEMPLATE_VERBS = {
+    "template-rm": ("micro", {}),
+    "template-prune": ("", {}),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("verb", TEMPLATE_VERBS)
+async def test_templates_are_removed_whatever_happens(tmp_path: Path, verb: str, when: str) -> None:
+    host = FakeHost(tmp_path / "home", template_budget=2**30)
+    publish_fake_image(ImageStore(host.home.images))
+    name, parameters = TEMPLATE_VERBS[verb]
+    for error in (OSError, DaemonDied):
+        faults = Scripted(verb=verb, error=error)
+        await host.boot(faults)
+        await host.run()
+        faults.place = f"{when} {verb}"
+        asked = await host.submit(verb, name, **parameters)
+        await faults_reached(faults)
+        if error is DaemonDied:
+            await host.die()
+            await host.boot()
+        operation = await host.ended(asked.uid)
+        if error is OSError:
+            assert operation.state is OperationState.FAILED
+            await host.do("template-prune", "")
+        else:
+            assert operation.state is OperationState.DONE
+        assert not any(host.home.templates.iterdir())
+        assert host.seen().phase is Phase.RUNNING
+        await host.do("rm", force=True)
+        await host.close()
 
 
 async def faults_reached(faults: Scripted) -> None:

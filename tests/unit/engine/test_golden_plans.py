@@ -1,7 +1,7 @@
 """Document -> argv, one golden file a feature, to be read in review.
 
-A file gives `document` (fields beside the defaults below), `files` and `facts` where they matter, and the
-`argv` that follows, one option a line. After a change that is meant: `INSULA_GOLDEN_UPDATE=1 pytest
+A file gives `document` (fields beside the defaults below), `files`, `facts`, `memory` where they matter, and
+the `argv` that follows, one option a line. After a change that is meant: `INSULA_GOLDEN_UPDATE=1 pytest
 tests/unit/engine` rewrites every `argv`; then read the diff.
 """
 
@@ -18,7 +18,7 @@ import pytest
 from insula.engine.device import rendered_kinds
 from insula.engine.errors import AcceleratorUnavailable, UnsupportedDevice
 from insula.engine.plan import choose_accelerator, plan_from_json, plan_to_json, render
-from insula.engine.protocol import BootFiles, EngineFacts, LaunchPlan
+from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, LaunchPlan, Memory
 from insula.model.device import device_kinds
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
@@ -72,7 +72,17 @@ def plan_of(case: dict[str, Any]) -> LaunchPlan:
     machine = Machine.model_validate({**DOCUMENT, **case["document"]})
     facts = facts_of(case.get("facts", {}))
     files = files_of(case.get("files", FILES))
-    return render(machine, files, Path("/machines/x"), facts, choose_accelerator(machine, facts))
+    accelerator = choose_accelerator(machine, facts)
+    return render(machine, files, Path("/machines/x"), facts, accelerator, memory_of(case.get("memory", {})))
+
+
+def memory_of(fields: dict[str, Any]) -> Memory:
+    template = fields.get("template")
+    return Memory(
+        shareable=fields.get("shareable", False),
+        vessel=fields.get("vessel", False),
+        template=Path(template) if template else None,
+    )
 
 
 def lines_of(argv: tuple[str, ...]) -> list[str]:
@@ -104,8 +114,9 @@ def test_every_device_kind_has_a_golden_file() -> None:
     assert shown == set(device_kinds()) == rendered_kinds()
 
 
-def test_a_plan_survives_its_file() -> None:
-    plan = plan_of({"document": {"devices": [{"device": "serial", "id": "serial0"}]}})
+@pytest.mark.parametrize("memory", [{}, {"shareable": True}, {"template": "/templates/k"}])
+def test_a_plan_survives_its_file(memory: dict[str, Any]) -> None:
+    plan = plan_of({"document": {"devices": [{"device": "serial", "id": "serial0"}]}, "memory": memory})
     assert plan_from_json(plan_to_json(plan), plan.directory) == plan
     assert str(plan.directory) not in plan_to_json(plan)
 
@@ -114,6 +125,13 @@ def test_a_plan_survives_its_file() -> None:
 def test_a_broken_plan_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"plan|Expecting"):
         plan_from_json(text, Path("/machines/x"))
+
+
+def test_a_plan_of_an_older_version_has_memory_of_its_own() -> None:
+    plan = plan_of({"document": {}})
+    fields = json.loads(plan_to_json(plan))
+    del fields["memory"]
+    assert plan_from_json(json.dumps(fields), plan.directory).memory == OWN_MEMORY
 
 
 def test_kvm_where_it_does_not_work_is_refused() -> None:

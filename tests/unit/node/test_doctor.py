@@ -13,7 +13,7 @@ from insula.engine.protocol import EngineFacts
 from insula.kit.paths import Home
 from insula.model.host import Finding
 from insula.model.observation import AcceleratorFact
-from insula.node.doctor import DEBIAN_KEYRING, Sight, examine
+from insula.node.doctor import DEBIAN_KEYRING, Sight, examine, examine_templates
 
 PROGRAMS = frozenset(
     {
@@ -211,3 +211,9 @@ async def test_real_eyes_see_this_host() -> None:
     found = await examine(Home(Path("/nowhere/at/all")), facts("tcg", "refused"))
     assert {finding.name for finding in found} >= {"qemu", "accelerator", "kernel", "memory", "python"}
     assert {finding.name: finding.state for finding in found}["python"] == "ok"
+
+
+def test_templates_are_told_with_their_bounds() -> None:
+    assert examine_templates(2**30, []).detail == "0 templates with 0B of at most 1GiB of memory"
+    assert examine_templates(2**30, [2**20]).detail == "1 template with 1MiB of at most 1GiB of memory"
+    assert examine_templates(0, []).state == "limited"

@@ -23,6 +23,8 @@ from insula.model.image import Image, ImageRef
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact, Observation, Phase, ProcessIdentity
 from insula.model.operation import Operation, OperationState
+from insula.model.template import TemplateView
+from insula.storage.catalogue import CatalogueEntry, list_catalogue
 from insula.storage.recipe import InitramfsRecipe
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -164,9 +166,28 @@ class FakeNode:
                 return image
         raise NotFound(f"There is no image '{name}'.", hint="See: insula image ls")
 
+    def list_catalogue(self) -> list[CatalogueEntry]:
+        return list_catalogue()
+
     def list_recipes(self) -> list[InitramfsRecipe]:
         common: dict[str, Any] = {"os": "debian", "suite": "bookworm", "kernel": "linux-image"}
         return [InitramfsRecipe(name=name, kind="initramfs", **common) for name in ("micro", "other")]
+
+    async def list_templates(self) -> list[TemplateView]:
+        return [
+            TemplateView(
+                key="0123456789ab",
+                image=ImageRef(name="micro", digest=DIGEST),
+                cpus=1,
+                memory_bytes=2**29,
+                accelerator="tcg",
+                engine_version="7.2",
+                created=NOW,
+                held_bytes=2**27,
+                disk_bytes=0,
+                last_used=NOW,
+            )
+        ]
 
     async def open_exec(self, uid: str, request: ExecRequest) -> FakeSession:
         self.exec_requests.append(request)
@@ -232,9 +253,9 @@ class FakeControl:
         if self.failure is not None:
             raise self.failure
         self.requests.append(request)
-        of_image = request.verb.startswith("image")
-        of_volume = request.verb.startswith("volume")
-        if not of_image and not of_volume and request.verb != "create":
+        kinds = ("image", "template", "volume")
+        kind: Any = next((kind for kind in kinds if request.verb.startswith(kind)), "machine")
+        if kind == "machine" and request.verb != "create":
             state = await self.find_machine(request.project, request.name)
             if request.if_generation not in (None, state.document.generation):
                 raise StaleGeneration(f"Machine '{request.name}' has changed.", hint="Look again.")
@@ -245,7 +266,7 @@ class FakeControl:
             project=request.project,
             created=NOW,
             verb=request.verb,
-            target_kind="image" if of_image else "volume" if of_volume else "machine",
+            target_kind=kind,
             target="0" * 16,
             parameters=request.parameters,
         )

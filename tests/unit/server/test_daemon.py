@@ -163,6 +163,16 @@ def test_damaged_ledger_is_refused_kept_and_recovered(tmp_path: Path) -> None:
     assert [path.read_bytes()[:3] for path in tmp_path.glob("insula.db.damaged-*")] == [b"not"]
 
 
+def test_a_setting_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSULA_TEMPLATE_MEMORY", "lots")
+    with started(tmp_path) as daemon:
+        assert daemon.process.wait(DEADLINE) == 64
+        problem = daemon.report["problem"]
+        assert problem["detail"] == "INSULA_TEMPLATE_MEMORY is 'lots', which is not a size."
+        assert "INSULA_TEMPLATE_MEMORY=4GiB" in problem["hint"]
+        assert not daemon.socket.exists()
+
+
 def test_home_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with started(tmp_path / "file") as daemon:

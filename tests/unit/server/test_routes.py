@@ -51,6 +51,42 @@ async def test_images_and_recipes(api: httpx.AsyncClient, control: FakeControl) 
     assert [(r.verb, r.name) for r in control.requests] == [("image-build", "micro"), ("image-rm", "micro")]
 
 
+async def test_templates(api: httpx.AsyncClient, control: FakeControl) -> None:
+    (template,) = (await api.get("/v1/templates")).json()
+    assert (template["key"], template["held_bytes"]) == ("0123456789ab", 2**27)
+    assert template["image"] == {"name": "micro", "digest": DIGEST}
+    assert (await api.delete("/v1/templates/0123", params={"wait": 1})).json()["target_kind"] == "template"
+    assert (await api.post("/v1/templates/prune")).status_code == 202
+    assert (await api.post("/v1/templates/prune", json={"unused_for": "2h"})).status_code == 202
+    assert (await api.post("/v1/templates/prune", json={"unused_for": -1})).status_code == 422
+    assert [(r.verb, r.name, r.parameters) for r in control.requests] == [
+        ("template-rm", "0123", {}),
+        ("template-prune", "", {"unused_for": 0.0}),
+        ("template-prune", "", {"unused_for": 7200.0}),
+    ]
+
+
+async def test_images_that_come_and_go(api: httpx.AsyncClient, control: FakeControl) -> None:
+    catalogue = {entry["name"]: entry for entry in (await api.get("/v1/catalogue")).json()}
+    assert catalogue["arch"]["os"] == "Arch Linux"
+    spec = {"path": "/disks/web.vmdk", "format": "vmdk", "memory": "2GiB"}
+    assert (await api.post("/v1/images/web/import", json=spec)).status_code == 202
+    assert (await api.post("/v1/images/web/import", json={"path": "/x", "what": 1})).status_code == 422
+    assert (await api.post("/v1/images/mine/pull", json={"source": "arch"})).status_code == 202
+    assert (await api.post("/v1/images/web/export", json={"path": "/out"})).status_code == 202
+    assert (await api.post("/v1/images/prune", params={"wait": 1})).status_code == 200
+    assert [(r.verb, r.name) for r in control.requests] == [
+        ("image-import", "web"),
+        ("image-pull", "mine"),
+        ("image-export", "web"),
+        ("image-prune", ""),
+    ]
+    imported, pulled, exported, _ = (request.parameters for request in control.requests)
+    assert (imported["path"], imported["format"], imported["memory"]) == ("/disks/web.vmdk", "vmdk", 2**31)
+    assert pulled == {"source": "arch"}
+    assert exported == {"path": "/out", "format": "qcow2", "replace": False}
+
+
 async def test_machine_object(api: httpx.AsyncClient, daemon: DaemonInfo, control: FakeControl) -> None:
     answer = await api.get(WEB)
     uid = control.machines[("default", "web")].document.uid

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from typing import Any
 
 from insula.control.desk import Conclusion, Desk, Intent
 from insula.control.request import VerbRequest
@@ -37,7 +38,8 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     spec = parse(MachineSpec, raw, "machine")
     name = spec.name or request.name or _choose_name(desk, spec.image, request.project)
     refuse_taken_name(desk, request.project, name)
-    parameters = {"spec": spec.model_dump(mode="json"), "start": bool(request.parameters.get("start"))}
+    asked = {key: bool(request.parameters.get(key)) for key in ("start", "cold")}
+    parameters: dict[str, Any] = {"spec": spec.model_dump(mode="json"), **asked}
     try:
         image = await desk.node.find_image(spec.image)
     except NotFound:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +26,8 @@ from insula.engine.agent.protocol import (
     GuestFailed,
     GuestInfo,
     GuestRefused,
+    Identity,
+    Renewal,
     ShutdownMode,
     StreamName,
     command_not_executable,
@@ -37,6 +41,7 @@ from insula.kit.errors import InsulaError, Invalid
 
 OUTPUT_WINDOW = 256 * 1024  # bytes of a command's output that may wait on the host
 ANSWER_TIMEOUT = 30.0  # seconds; a busy guest under TCG starts a program in one or two
+ENTROPY_BYTES = 64  # twice the key of the kernel's generator (drivers/char/random.c, ChaCha20)
 _MODES: dict[ShutdownMode, int] = {"poweroff": 0, "reboot": 1}
 _RESEND_FIRST, _RESEND_MOST = 0.1, 8.0  # seconds between SYNCs that were taken and not answered
 _PLAIN_RESENDS = 2  # first without padding: one in 30 SYNCs right after another host's end is lost on its way
@@ -187,6 +192,20 @@ class InsulaAgent:
 
     async def shutdown(self, mode: ShutdownMode) -> None:
         await self._request(FrameType.SHUTDOWN, bytes([_MODES[mode]]), ANSWER_TIMEOUT)
+
+    async def renew(self, identity: Identity) -> Renewal:
+        if not self.hello.capabilities & wire.CAN_RENEW:
+            raise AgentCannot(
+                "The agent in this guest cannot renew its identity.", hint="Build the guest's image anew."
+            )
+        payload = wire.encode_renew(identity, secrets.token_bytes(ENTROPY_BYTES), time.time_ns())
+        results = wire.decode_renewed(await self._request(FrameType.RENEW, payload, ANSWER_TIMEOUT))
+        told = [(name, number) for name, number in results if name != "hook"]
+        return Renewal(
+            renewed=tuple(name for name, number in told if number == 0),
+            failed=tuple((name, os.strerror(number)) for name, number in told if number != 0),
+            hook=("hook", 0) in results,
+        )
 
     async def ping(self, timeout: float) -> bool:
         try:

@@ -113,6 +113,30 @@ class GuestInfo:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """Who a guest is to be that woke up with another one's memory.
+
+    machine_id: 32 hex digits (machine-id(5)). macs: (as it was frozen, as it is to be) of each network card.
+    """
+
+    hostname: str
+    machine_id: str
+    macs: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Renewal:
+    """What of its identity a guest has renewed, and what it could not, with the reason.
+
+    Names: random, clock, hostname, machine-id, mac. hook: the image has a program for what only it knows of.
+    """
+
+    renewed: tuple[str, ...]
+    failed: tuple[tuple[str, str], ...] = ()
+    hook: bool = False
+
+
+@dataclass(frozen=True)
 class Captured:
     """A command's end and all it printed."""
 
@@ -177,6 +201,12 @@ class Agent(Protocol):
 
     async def shutdown(self, mode: ShutdownMode) -> None:
         """Ask the guest's init system for an orderly end; returns when it was asked, not when it is off."""
+
+    async def renew(self, identity: Identity) -> Renewal:
+        """Give the guest fresh random numbers and the host's time, then another identity.
+
+        Raises AgentCannot for an agent that cannot do it.
+        """
 
     async def ping(self, timeout: float) -> bool:
         """Whether the agent answers within timeout seconds."""

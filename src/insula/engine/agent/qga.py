@@ -26,7 +26,9 @@ from insula.engine.agent.protocol import (
     ExitStatus,
     GuestFailed,
     GuestInfo,
+    Identity,
     Interface,
+    Renewal,
     ShutdownMode,
     silent,
 )
@@ -104,6 +106,12 @@ class QemuAgent:
             await self.request("guest-shutdown", timeout=SHUTDOWN_REFUSAL, mode=_MODES[mode])
         except (AgentSilent, AgentLost):
             return
+
+    async def renew(self, identity: Identity) -> Renewal:
+        raise AgentCannot(
+            "The QEMU guest agent cannot renew a guest's identity.",
+            hint="Use an image with Insula's agent, or boot the machine instead of forking it.",
+        )
 
     async def ping(self, timeout: float) -> bool:
         try:

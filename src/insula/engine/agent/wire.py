@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from insula.engine.agent.protocol import GuestInfo, Interface
+from insula.engine.agent.protocol import GuestInfo, Identity, Interface
 
 MAGIC = b"\x89INS"
 VERSION = 1
@@ -25,6 +25,7 @@ _SYNC_REPLY = struct.Struct("<QIIII")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 FLAG_TTY = 1
+CAN_RENEW = 4  # capability
 
 
 class FrameType(IntEnum):
@@ -38,6 +39,8 @@ class FrameType(IntEnum):
     INFO_REPLY = 6
     SHUTDOWN = 7
     SHUTDOWN_REPLY = 8
+    RENEW = 9
+    RENEW_REPLY = 10
     EXEC = 16
     STARTED = 17
     STDIN = 18
@@ -159,6 +162,25 @@ def encode_exec(
     words = _U32.pack(len(argv)) + b"".join(_string(word) for word in argv)
     additions = _U32.pack(len(env)) + b"".join(_string(f"{name}={value}") for name, value in env.items())
     return head + words + additions + _string(cwd) + _string(user)
+
+
+def encode_renew(identity: Identity, entropy: bytes, nanoseconds: int) -> bytes:
+    cards = b"".join(_string(old) + _string(new) for old, new in identity.macs)
+    return (
+        _U64.pack(nanoseconds)
+        + _U32.pack(len(entropy))
+        + entropy
+        + _string(identity.hostname)
+        + _string(identity.machine_id)
+        + _U32.pack(len(identity.macs))
+        + cards
+    )
+
+
+def decode_renewed(payload: bytes) -> list[tuple[str, int]]:
+    """What was renewed, in order, each with 0 or the guest's errno."""
+    cursor = _Cursor(payload)
+    return [(cursor.string(), cursor.number()) for _ in range(cursor.number())]
 
 
 def encode_number(number: int) -> bytes:

@@ -12,10 +12,16 @@ from insula.model.device import DeviceBase
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a device may depend on besides its own document. features: of EngineFacts."""
+    """What a device may depend on besides its own document.
+
+    features: of EngineFacts. vessel: the machine never runs, and has no disks. forked: it wakes up with the
+    state of a template's devices.
+    """
 
     machine_type: str
     features: frozenset[str]
+    vessel: bool = False
+    forked: bool = False
 
 
 Fragment = tuple[str, ...]

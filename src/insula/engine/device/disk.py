@@ -68,7 +68,11 @@ def launch_controllers(devices: Iterable[DeviceBase]) -> Fragment:
 
 @launches("disk")
 def launch(disk: Disk, surroundings: Surroundings) -> Fragment:
-    return ("-blockdev", _line(_flat(backend(disk))), "-device", _line(frontend(disk)))
+    """A vessel never runs, so that nothing is under its disks: only the devices are there."""
+    medium = backend(disk)
+    if surroundings.vessel:
+        medium = {"driver": "null-co", **{key: medium[key] for key in ("node-name", "read-only")}}
+    return ("-blockdev", _line(_flat(medium)), "-device", _line(frontend(disk)))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

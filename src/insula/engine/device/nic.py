@@ -5,9 +5,14 @@ from __future__ import annotations
 from insula.engine.device.base import Fragment, Surroundings, launches, option
 from insula.model.device.nic import NetworkMode, Nic, Publish
 
+# QEMU's DHCP server gives addresses from .15 on to cards in the order in which it first hears of them, and
+# keeps the list in its state (slirp/src/bootp.c; it knows no release). A fork's card is the second that it
+# hears of.
+_FORKS_ADDRESS = "10.0.2.16"
 
-def _forward(publish: Publish) -> str:
-    return f"{publish.protocol}:{publish.host_address}:{publish.host_port}-:{publish.guest_port}"
+
+def _forward(publish: Publish, guest: str) -> str:
+    return f"{publish.protocol}:{publish.host_address}:{publish.host_port}-{guest}:{publish.guest_port}"
 
 
 @launches("nic")
@@ -18,7 +23,8 @@ def launch(nic: Nic, surroundings: Surroundings) -> Fragment:
     """
     if nic.mode is NetworkMode.NONE:
         return ()
-    forwards = [option("", hostfwd=_forward(publish)).lstrip(",") for publish in nic.publish]
+    guest = _FORKS_ADDRESS if surroundings.forked else ""  # "": the first that is given
+    forwards = [option("", hostfwd=_forward(publish, guest)).lstrip(",") for publish in nic.publish]
     restrict = "on" if nic.mode is NetworkMode.ISOLATED else "off"
     netdev = ",".join([option("user", id=f"{nic.id}-net", restrict=restrict), *forwards])
     card = option("virtio-net-pci", id=nic.id, netdev=f"{nic.id}-net", mac=nic.mac, romfile="")

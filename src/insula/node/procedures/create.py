@@ -1,4 +1,9 @@
-"""create: the machine's directory with its disks and seed; started at once when that was asked."""
+"""create: the machine's directory with its disks and seed; started at once when that was asked.
+
+A machine that is started at once is a fork of its kind's template where it can be one (`templates`), with
+disks that stand on the template's. The template is chosen once: a daemon that dies leaves the choice in the
+operation's record, and the disks that were made agree with it.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +11,13 @@ import asyncio
 import shutil
 from collections.abc import Sequence
 
-from insula.model.device.disk import Disk
-from insula.model.machine import Machine
 from insula.model.observation import Phase
+from insula.model.template import NAME
 from insula.node.context import MachineContext
+from insula.node.disks import make_forks, make_overlays, make_seeds
 from insula.node.procedure import Step
-from insula.node.procedures import start
+from insula.node.procedures import pause, start
+from insula.node.templates import TemplateFailed
 
 
 async def make_directory(context: MachineContext) -> None:
@@ -34,42 +40,41 @@ async def remove_directory(context: MachineContext) -> None:
     await context.observer.forget()
 
 
-def _disks(machine: Machine, source: str) -> list[Disk]:
-    return [device for device in machine.devices if isinstance(device, Disk) and device.source == source]
+async def find_template(context: MachineContext) -> None:
+    """Choose what the machine is forked from, and make it if it is the first of its kind."""
+    if "template" in context.journal.remembered or context.is_sibling:
+        return
+    key, why = "", "it was asked for."
+    if not context.parameters.get("cold"):
+        try:
+            files = context.boot_files(NAME)
+            key = await context.rooms.templates.find_or_make(context.machine, files, context.progress)
+            why = ""
+        except TemplateFailed as error:
+            why = error.message
+    await context.journal.remember(template=key, why_booted=why)
 
 
 async def make_disks(context: MachineContext) -> None:
-    """A copy-on-write overlay of the image for each disk; one that is there already is complete and kept."""
-    machine = context.machine
-    for disk in _disks(machine, "image"):
-        target = context.directory / disk.file
-        if target.exists():
-            continue
-        from insula.storage.volumes import create_overlay
-
-        image, directory = context.image()
-        assert image.disk is not None, "resolve() gives a disk only to machines of images that have one"
-        size = disk.size_bytes or image.disk.virtual_size_bytes
-        await create_overlay(target, directory / image.disk.file, image.disk.format, size)
+    remembered = context.journal.remembered
+    key, captured = remembered.get("template"), remembered.get("captured")
+    if captured:
+        source, tag = context.rooms.captures.directory(captured), context.rooms.captures.tag(captured)
+        await make_forks(context.machine, source, tag, context.directory, keep_seed=True)
+        return
+    if key:
+        try:
+            await make_forks(context.machine, context.rooms.templates.directory(key), key, context.directory)
+            return
+        except FileNotFoundError:
+            pass  # it gave way to another one just now: `launch` sees that, and boots
+    image, blob = context.image()
+    await make_overlays(context.machine, image, blob, context.directory)
 
 
 async def make_seed(context: MachineContext) -> None:
-    """The cloud-init seed, made once: cloud-init takes a new instance-id for a new machine."""
-    machine = context.machine
-    if machine.cloud_init is None:
-        return
-    from insula.storage.seed import write_seed
-
     image, _ = context.image()
-    for disk in _disks(machine, "seed"):
-        await asyncio.to_thread(
-            write_seed,
-            context.directory / disk.file,
-            machine.cloud_init,
-            hostname=context.hostname,
-            instance_id=machine.uid,
-            default_user=image.default_user,
-        )
+    await make_seeds(context.machine, image, context.hostname, context.directory)
 
 
 async def record(context: MachineContext) -> None:
@@ -79,10 +84,15 @@ async def record(context: MachineContext) -> None:
 
 
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
+    starts = bool(context.parameters.get("start"))
     made = [
         Step("make directory", make_directory, remove_directory),
+        *([Step("find template", find_template)] if starts else []),
         Step("make disks", make_disks),
         Step("make seed", make_seed),
         Step("record", record),
     ]
-    return [*made, *start.steps(context)] if context.parameters.get("start") else made
+    if not starts:
+        return made
+    then = pause.steps(context) if context.parameters.get("paused") else ()
+    return [*made, *start.steps(context), *then]

@@ -1,12 +1,21 @@
-"""start: prepare the directory, launch the process with its vCPUs standing, let them run."""
+"""start: prepare the directory, launch the process with its vCPUs standing, let them run.
+
+A fork of a template wakes up as its template. Until it has renewed its identity it stays `starting`, and
+nobody but us may speak to it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from insula.engine.errors import TemplateGone
+from insula.engine.protocol import OWN_MEMORY, Memory
+from insula.kit.clock import utc_now
 from insula.model.observation import Observation, Phase
 from insula.node.context import MachineContext
+from insula.node.disks import stand_on
 from insula.node.procedure import Step
+from insula.node.renewal import renew
 
 
 async def prepare(context: MachineContext) -> None:
@@ -43,11 +52,36 @@ async def launch(context: MachineContext) -> None:
         return
     engine = context.rooms.engine
     facts = await engine.facts()
-    plan = engine.plan(context.placed, context.boot_files(), context.directory, facts)
-    context.attach(await engine.launch(plan))
+    memory = _memory_of(context)
+    try:
+        plan = engine.plan(context.placed, context.boot_files(), context.directory, facts, memory)
+        instance = await engine.launch(plan)
+    except TemplateGone:
+        if context.is_sibling:
+            raise  # what it was to go on with is lost; a boot would not be that
+        # It gave way to another one just now. Its disks stayed, so the machine can boot from them.
+        plan = engine.plan(context.placed, context.boot_files(), context.directory, facts)
+        instance = await engine.launch(plan)
+    context.seat.waking = plan.memory.template is not None
+    context.attach(instance)
+
+
+def _memory_of(context: MachineContext) -> Memory:
+    """What the machine wakes up with; for a sibling of one that did not run there is nothing."""
+    remembered = context.journal.remembered
+    if captured := remembered.get("captured"):
+        return (
+            Memory(template=context.rooms.captures.directory(captured)) if remembered["live"] else OWN_MEMORY
+        )
+    if key := remembered.get("template"):
+        template = context.rooms.templates.directory(key)
+        if stand_on(context.machine, template, key, context.directory):
+            return Memory(template=template)
+    return OWN_MEMORY
 
 
 async def undo_launch(context: MachineContext) -> None:
+    context.seat.waking = False
     instance = context.instance
     if instance is None:
         # It may live unseen: launched, and the daemon or we ended before it was attached.
@@ -61,14 +95,22 @@ async def undo_launch(context: MachineContext) -> None:
 
 
 async def run(context: MachineContext) -> None:
-    """The vCPUs run, and it is recorded that they do."""
+    """The vCPUs run, and it is recorded that they do; of a fork, once it is itself."""
     instance = context.instance
     if instance is None:
         return
+    forked = instance.plan.memory.template is not None
+    context.seat.waking = forked
     if await instance.state() != "running":
         await instance.resume()
+    asked = (utc_now() - context.operation.created).total_seconds()
+    context.outcome["running_after_seconds"] = round(asked, 4)
+    if forked:
+        context.outcome["renewed"] = await renew(context, instance)
+        context.seat.waking = False
     if context.instance is None:
         return  # it has ended again already; its end was seen and is the truth
+    context.outcome["booted"] = "" if forked else _why_booted(context)
     seen = context.observer.seen
     await context.observer.see(
         phase=Phase.RUNNING if seen is None or seen.phase is Phase.STARTING else seen.phase,
@@ -77,6 +119,14 @@ async def run(context: MachineContext) -> None:
         engine_version=instance.plan.engine_version,
     )
     context.outcome.update(pid=instance.identity.pid, accelerator=instance.plan.accelerator.name)
+
+
+def _why_booted(context: MachineContext) -> str:
+    remembered = context.journal.remembered
+    if remembered.get("template"):
+        return f"Machine '{context.machine.name}' booted: its template went before it was launched."
+    why: str = remembered.get("why_booted", "")
+    return why
 
 
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:

@@ -46,6 +46,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "renew.h"
+
 enum {
     VERSION = 1,
     HEADER = 16, /* magic, type, 3 zero bytes, stream, length */
@@ -69,12 +71,12 @@ enum {
 static const uint32_t MAGIC = 0x534e4989; /* 89 'I' 'N' 'S' on the wire: not text, not UTF-8 */
 
 enum type {
-    SYNC = 1, SYNC_REPLY, PING, PONG, INFO, INFO_REPLY, SHUTDOWN, SHUTDOWN_REPLY,
+    SYNC = 1, SYNC_REPLY, PING, PONG, INFO, INFO_REPLY, SHUTDOWN, SHUTDOWN_REPLY, RENEW, RENEW_REPLY,
     EXEC = 16, STARTED, STDIN, STDIN_EOF, STDOUT, STDERR, WINDOW, SIGNAL, RESIZE, EXIT, CLOSE,
     ERROR = 31,
 };
 enum reason { R_PROTOCOL = 1, R_EXEC, R_CWD, R_USER, R_BUSY, R_SYSTEM, R_UNSUPPORTED };
-enum capability { CAN_TTY = 1, CAN_USER = 2 };
+enum capability { CAN_TTY = 1, CAN_USER = 2, CAN_RENEW = 4 };
 enum exec_flag { FLAG_TTY = 1 };
 
 struct stream {
@@ -777,6 +779,50 @@ static void handle_shutdown(uint32_t stream, struct reader *p) {
     shutdown_mode = (int)mode;
 }
 
+/* ---- Another identity -------------------------------------------------------------------------------- */
+
+static void put_result(struct writer *w, uint32_t *count, const char *what, int error) {
+    put_string(w, what);
+    put(w, (uint32_t)error, 4);
+    ++*count;
+}
+
+/* All is read before anything is done: half an identity would be nobody's. Random numbers come first: nothing
+ * that is made of them may be made of what siblings share. */
+static void handle_renew(uint32_t stream, struct reader *p) {
+    static char *cards[MAX_CARDS][2];
+    uint8_t *payload = frame_payload(MAX_PAYLOAD);
+    struct writer w = {payload + 4, payload + MAX_PAYLOAD};
+    uint32_t count = 0;
+    uint64_t low = take(p, 4), now = low | (uint64_t)take(p, 4) << 32;
+    uint32_t length = take(p, 4);
+    const uint8_t *entropy = p->at;
+    if (p->bad || length > (size_t)(p->end - p->at)) {
+        protocol_error("malformed RENEW");
+        return;
+    }
+    p->at += length;
+    const char *hostname = take_string(p), *machine_id = take_string(p);
+    uint32_t all = take(p, 4);
+    for (uint32_t i = 0; i < all && i < MAX_CARDS && !p->bad; i++) {
+        cards[i][0] = take_string(p);
+        cards[i][1] = take_string(p);
+    }
+    if (p->bad || p->at != p->end || !*hostname || !*machine_id) {
+        protocol_error("malformed RENEW");
+        return;
+    }
+    put_result(&w, &count, "random", renew_random(entropy, length));
+    put_result(&w, &count, "clock", renew_clock(now));
+    put_result(&w, &count, "hostname", renew_hostname(hostname));
+    put_result(&w, &count, "machine-id", renew_machine_id(machine_id));
+    for (uint32_t i = 0; i < all; i++)
+        put_result(&w, &count, "mac", renew_mac(cards[i][0], cards[i][1]));
+    put_result(&w, &count, "hook", access(RENEW_HOOK, X_OK) < 0 ? errno : 0);
+    store(payload, count, 4);
+    frame_end(RENEW_REPLY, stream, (size_t)(w.at - payload));
+}
+
 /* ---- Frames from the host ------------------------------------------------------------------------------ */
 
 static void handle_sync(const uint8_t *payload) {
@@ -787,7 +833,7 @@ static void handle_sync(const uint8_t *payload) {
     session_seal = (uint32_t)load(payload, 4);
     memcpy(reply, payload, 8);
     store(reply + 8, VERSION, 4);
-    store(reply + 12, CAN_TTY | CAN_USER, 4);
+    store(reply + 12, CAN_TTY | CAN_USER | CAN_RENEW, 4);
     store(reply + 16, MAX_STREAMS, 4);
     store(reply + 20, STDIN_WINDOW, 4);
     send_frame(SYNC_REPLY, 0, reply, sizeof reply);
@@ -842,6 +888,9 @@ static void handle_frame(enum type type, uint32_t id, uint8_t *payload, size_t l
         break;
     case SHUTDOWN:
         handle_shutdown(id, &p);
+        break;
+    case RENEW:
+        handle_renew(id, &p);
         break;
     case EXEC:
         handle_exec(id, &p);

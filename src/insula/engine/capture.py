@@ -1,0 +1,126 @@
+"""A live machine as it is at one moment, memory and disks, while it goes on after a blink.
+
+    vCPUs stand: disks go on in overlays, devices are written down ── run again
+                          memory is written to a stream ──relay──> vessel, frozen once all is there
+
+The vessel is a process with the machine's shape and memory to be shared, which never runs: what is loaded
+into it becomes a template. It has no disks of its own: the state of a disk's device says nothing of what is
+on the disk.
+
+The stream is memory without a name, and a thread of ours carries it on. A pipe from one monitor to the other
+would do, but a guest that writes to a page which is not saved yet waits until it is: a reader that is slow,
+or hangs, would hold up the machine, and its monitor with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from insula.engine import frozen
+from insula.engine.errors import EngineLost, EngineRefused
+from insula.engine.instance import QemuInstance
+from insula.engine.protocol import DiskSwitch
+from insula.engine.qmp import Monitor
+from insula.kit.clock import monotonic
+
+_LOOK = 0.005  # seconds between looks at how far the stream has grown
+
+
+async def capture(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[DiskSwitch]) -> float:
+    """Copy the machine into the vessel, which has not begun. Returns the seconds in which its vCPUs stood.
+
+    Raises EngineLost and EngineRefused; then the machine runs as it did before.
+    """
+    stream = os.memfd_create("insula-stream", os.MFD_CLOEXEC)
+    whole = threading.Event()
+    try:
+        if machine.plan.memory.template is not None:
+            await asyncio.to_thread(frozen.touch_all, machine.identity.pid)
+        runs = await machine.state() == "running"
+        stood = await _send(machine, stream, disks, runs)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        relaying = asyncio.ensure_future(asyncio.to_thread(_relay, stream, writer, whole))
+        try:
+            try:
+                receiving = asyncio.ensure_future(vessel.transfer.receive(reader))
+                await machine.transfer.wait_sent()
+            finally:
+                whole.set()
+            await receiving
+        finally:
+            receiving.cancel()
+            os.close(reader)  # ends the relay, should the vessel have died
+            await asyncio.gather(relaying, receiving, return_exceptions=True)
+    finally:
+        os.close(stream)
+    return stood
+
+
+def _relay(stream: int, writer: int, whole: threading.Event) -> None:
+    """Carry what is in the stream to the pipe until it is whole; closes the pipe. Raises OSError."""
+    sent = 0
+    try:
+        while True:
+            ended = whole.is_set()  # asked before the size, so that nothing is missed
+            size = os.fstat(stream).st_size
+            while sent < size:
+                sent += os.sendfile(writer, stream, sent, size - sent)
+            if ended:
+                return
+            whole.wait(_LOOK)
+    finally:
+        os.close(writer)
+
+
+async def _send(machine: QemuInstance, stream: int, disks: Sequence[DiskSwitch], runs: bool) -> float:
+    """One that stood already has time: it is sent as it stands, and nobody lets it run for a moment."""
+    began = monotonic()
+    if runs:
+        await machine.pause()
+    try:
+        await switch_disks(machine.transfer.monitor, disks)
+        in_background = await machine.transfer.send(stream, in_background=runs)
+        if not in_background:
+            await machine.transfer.wait_sent()
+    except BaseException:
+        with contextlib.suppress(EngineLost, EngineRefused):
+            await machine.transfer.cancel()
+        raise
+    finally:
+        if runs:
+            await machine.resume()
+    return monotonic() - began if runs else 0.0
+
+
+async def switch_disks(monitor: Monitor, disks: Sequence[DiskSwitch]) -> None:
+    """Have every disk go on in its overlay, all at one moment: all or none. Raises EngineRefused."""
+    if not disks:
+        return
+    found = await monitor.execute("query-block")
+    actions = [_snapshot(disk, _top_node(found, disk.id)) for disk in disks]
+    await monitor.execute("transaction", actions=actions)
+
+
+def _top_node(found: Sequence[dict[str, Any]], disk: str) -> str:
+    """What the disk's device stands on now: after a switch it is another node than at launch."""
+    for entry in found:
+        if f"/{disk}/" in f"{entry.get('qdev', '')}/" and "inserted" in entry:
+            return str(entry["inserted"]["node-name"])
+    raise EngineRefused(f"The machine has no disk '{disk}'.")
+
+
+def _snapshot(disk: DiskSwitch, node: str) -> dict[str, Any]:
+    data = {
+        "node-name": node,
+        "snapshot-node-name": f"{disk.id}-{secrets.token_hex(4)}-node",
+        "snapshot-file": disk.file,
+        "format": "qcow2",
+        "mode": "existing",
+    }
+    return {"type": "blockdev-snapshot-sync", "data": data}

@@ -1,0 +1,125 @@
+"""The state of a machine on its way: to a file and back beside memory that stays where it is, or to another
+process with all its memory while the machine goes on.
+
+QEMU calls each of these a migration. `x-ignore-shared` leaves out memory that is mapped from a file.
+`background-snapshot` sends memory as it was at one moment: pages that the guest is about to change are sent
+first (userfaultfd(2)), so the guest stands only while the devices are written down. Whatever the state is
+written to or read from is handed over as a descriptor, so the monitor needs to open nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from insula.engine.errors import EngineLost, EngineRefused
+from insula.engine.qmp import Event, Monitor
+from insula.kit.aio import Cell
+
+_TIMEOUT = 60.0  # seconds to save or load devices; it takes 10 to 45 ms
+_COPY_TIMEOUT = 3600.0  # seconds to send all memory: hours would be a hang
+# Bytes after which a background snapshot has surely written the devices down and tracks the guest's writes.
+_UNDER_WAY = 300_000
+_LOOK = 0.002  # seconds between looks at that
+_ENDS = ("completed", "failed", "cancelled")
+_DEVICES_ONLY = {"x-ignore-shared": True}
+_IN_BACKGROUND = {"background-snapshot": True}
+_SWITCHES = ("x-ignore-shared", "background-snapshot")
+
+
+class StateTransfer:
+    """What one machine's monitor does of these, one at a time. name: of the machine, for messages."""
+
+    def __init__(self, monitor: Monitor, name: str) -> None:
+        self.monitor = monitor  # replaced when the session is opened anew
+        self._name = name
+        self._status: Cell[str] = Cell("none")
+
+    def heard(self, event: Event) -> None:
+        """A MIGRATION event came (qapi/migration.json)."""
+        self._status.set(str(event["data"]["status"]))
+
+    def lost(self) -> None:
+        """The monitor is gone: nothing will be heard any more."""
+        self._status.set("lost")
+
+    async def save(self, path: Path) -> None:
+        """Write the devices' state; the vCPUs stand. Raises EngineLost, EngineRefused, OSError."""
+        await self._start(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "migrate", _DEVICES_ONLY)
+        await self._wait_end("saved", _TIMEOUT)
+
+    async def load(self, path: Path) -> None:
+        """Give a machine that waits for it the devices' state; its vCPUs stand then. Raises as `save`."""
+        await self._start(path, os.O_RDONLY, "migrate-incoming", _DEVICES_ONLY)
+        await self._wait_end("loaded", _TIMEOUT)
+
+    async def receive(self, descriptor: int) -> None:
+        """Take memory and devices from what `send` has written."""
+        await self._begin("migrate-incoming", descriptor, {})
+        await self._wait_end("received", _COPY_TIMEOUT)
+
+    async def send(self, descriptor: int, *, in_background: bool) -> bool:
+        """Begin to send memory and devices, as they are now, to a file; the vCPUs stand.
+
+        True: they may run from now on. False: they must stand until `wait_sent`, because that was asked for
+        or this host cannot do it in the background (userfaultfd is not to be had).
+        """
+        if in_background:
+            with contextlib.suppress(EngineRefused):
+                await self._begin("migrate", descriptor, _IN_BACKGROUND)
+                await self._wait_under_way()
+                return True
+        await self._begin("migrate", descriptor, {})
+        return False
+
+    async def wait_sent(self) -> None:
+        await self._wait_end("copied", _COPY_TIMEOUT)
+
+    async def cancel(self) -> None:
+        """Give up what is under way, if anything."""
+        await self.monitor.execute("migrate_cancel")
+
+    async def _wait_under_way(self) -> None:
+        """Until the devices are written down and the guest's writes are tracked; no event tells of it."""
+        while True:
+            found = await self.monitor.execute("query-migrate")
+            if found.get("status") in _ENDS or found.get("ram", {}).get("transferred", 0) > _UNDER_WAY:
+                return
+            await asyncio.sleep(_LOOK)
+
+    async def _start(self, path: Path, flags: int, command: str, capabilities: Mapping[str, bool]) -> None:
+        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        try:
+            await self._begin(command, descriptor, capabilities)
+        finally:
+            os.close(descriptor)
+
+    async def _begin(self, command: str, descriptor: int, capabilities: Mapping[str, bool]) -> None:
+        name = f"{command}-state"
+        everything = {"events": True, **dict.fromkeys(_SWITCHES, False), **capabilities}
+        await self._set_capabilities(everything)
+        await self.monitor.give_descriptor(name, descriptor)
+        self._status.set("begun")
+        await self.monitor.execute(command, uri=f"fd:{name}")
+
+    async def _set_capabilities(self, states: Mapping[str, bool]) -> None:
+        wanted = [{"capability": name, "state": state} for name, state in states.items()]
+        await self.monitor.execute("migrate-set-capabilities", capabilities=wanted)
+
+    async def _wait_end(self, what: str, timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                status = await self._status.wait_until(lambda status: status in (*_ENDS, "lost"))
+        except TimeoutError as error:
+            raise EngineLost(
+                f"The state of machine '{self._name}' was not {what} within {timeout:.0f}s."
+            ) from error
+        if status == "completed":
+            return
+        found: dict[str, Any] = {} if status == "lost" else await self.monitor.execute("query-migrate")
+        why = found.get("error-desc", "its monitor ended" if status == "lost" else status)
+        raise EngineLost(f"The state of machine '{self._name}' could not be {what}: {why}.")

@@ -1,0 +1,111 @@
+"""Machines as they were when they were forked, kept until their forks have what they need.
+
+    make ── disks frozen, memory captured ──> capture.json ──> forks are made ──> release by the last ──> gone
+      └── killed, failed: swept
+
+DIRECTORY/UID/ is named by the fork operation. It has a link to each frozen file of the machine's disks, and,
+of one that ran, the state of its devices; its memory is kept by a process (`engine.capture`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from insula.engine.protocol import DiskSwitch, Engine, Instance, LaunchPlan
+from insula.kit.paths import CAPTURE_DOCUMENT, write_atomically
+from insula.model.machine import Machine
+from insula.model.operation import Operation
+from insula.node.disks import disks_of
+from insula.storage import chain
+from insula.store.protocol import Store
+
+
+class Captures:
+    """See the module. A capture is needed as long as an operation that names it has not ended."""
+
+    def __init__(self, directory: Path, engine: Engine, store: Store) -> None:
+        self._root = directory
+        self._engine = engine
+        self._store = store
+        self._served: set[str] = set()  # operations that need theirs no more, whatever their record says yet
+
+    def directory(self, uid: str) -> Path:
+        return self._root / uid
+
+    def is_whole(self, uid: str) -> bool:
+        """Whether it was made to the end, and its memory is still there if it has any."""
+        try:
+            live = self._read(uid)["live"]
+        except (OSError, ValueError, KeyError):
+            return False
+        return not live or self._engine.frozen_bytes(self.directory(uid)) is not None
+
+    def tag(self, uid: str) -> str:
+        """Under which the disks of a whole capture were frozen (`storage.chain`)."""
+        return str(self._read(uid)["tag"])
+
+    def _read(self, uid: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.directory(uid) / CAPTURE_DOCUMENT).read_text())
+        return found
+
+    async def make(
+        self, uid: str, machine: Machine, home: Path, instance: Instance | None, vessel: LaunchPlan
+    ) -> float:
+        """Freeze the machine's disks and, of a live one, capture its memory at the same moment.
+
+        home: the machine's directory. Returns the seconds in which its vCPUs stood. What was begun before is
+        begun anew. Raises what the engine and the disks do; the machine goes on then.
+        """
+        await self.remove(uid)
+        directory = self.directory(uid)
+        directory.mkdir(parents=True, mode=0o700)
+        switches, tag = [], secrets.token_hex(6)
+        for disk in disks_of(machine, "image"):
+            assert disk.size_bytes is not None, "resolve() fills in the size"
+            await chain.freeze(home, disk.file, tag, disk.size_bytes)
+            chain.link(home, directory, disk.file)
+            switches.append(DiskSwitch(disk.id, disk.file))
+        for disk in disks_of(machine, "seed"):
+            os.link(home / disk.file, directory / disk.file)
+        stood = 0.0
+        if instance is not None:
+            stood = await self._engine.capture(instance, vessel, switches)
+        document = json.dumps({"machine": machine.uid, "tag": tag, "live": instance is not None})
+        write_atomically(directory / CAPTURE_DOCUMENT, document + "\n")
+        return stood
+
+    async def remove(self, uid: str) -> None:
+        """Let go of a capture; forks of it live on. Idempotent."""
+        directory = self.directory(uid)
+        if not directory.exists():
+            return
+        (directory / CAPTURE_DOCUMENT).unlink(missing_ok=True)
+        await self._engine.discard(directory)
+        await asyncio.to_thread(shutil.rmtree, directory)
+
+    async def release(self, uid: str, ended: str) -> None:
+        """The operation `ended` needs it no more; once nobody does, it goes."""
+        self._served.add(ended)
+        if not self._is_needed(uid):
+            await self.remove(uid)
+
+    async def sweep(self) -> None:
+        """Remove what a daemon that died has left and nobody needs."""
+        if self._root.is_dir():
+            for path in sorted(self._root.iterdir()):
+                if not self._is_needed(path.name):
+                    await self.remove(path.name)
+
+    def _is_needed(self, uid: str) -> bool:
+        operations = (stored.document for stored in self._store.all(Operation))
+        return any(
+            uid in (operation.uid, operation.remembered.get("captured"))
+            for operation in operations
+            if not operation.state.is_final and operation.uid not in self._served
+        )

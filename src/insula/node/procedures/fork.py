@@ -1,0 +1,58 @@
+"""fork: capture the machine as it is; its siblings are made by `create` operations of their own (control).
+
+What was begun of a capture when a daemon died is begun anew: it has changed nothing but that the machine's
+disks stand on one more frozen file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from insula.engine.protocol import Memory
+from insula.model.device.nic import Nic
+from insula.node.context import MachineContext
+from insula.node.procedure import Step
+
+
+async def capture(context: MachineContext) -> None:
+    uid, captures = context.operation.uid, context.rooms.captures
+    instance, machine = context.instance, context.machine
+    await context.journal.remember(runs=instance is not None and await instance.state() == "running")
+    if not captures.is_whole(uid):
+        await _let_run(context)
+        context.progress("Capturing the machine")
+        engine = context.rooms.engine
+        vessel = engine.plan(
+            machine,
+            context.boot_files(),
+            captures.directory(uid),
+            await engine.facts(),
+            Memory(shareable=True, vessel=True),
+        )
+        context.seat.capturing = True
+        try:
+            stood = await captures.make(uid, machine, context.directory, instance, vessel)
+        finally:
+            await _let_run(context)
+            context.seat.capturing = False
+        context.outcome["stood_seconds"] = round(stood, 4)
+    cards = [device.mac for device in machine.devices if isinstance(device, Nic)]
+    context.outcome.update(live=instance is not None, cards=cards)
+
+
+async def _let_run(context: MachineContext) -> None:
+    """A machine that ran before runs, whatever stopped us or a daemon before us."""
+    instance = context.instance
+    if instance is None or not context.journal.remembered.get("runs"):
+        return
+    if await instance.state() == "paused":
+        await instance.resume()
+
+
+async def undo_capture(context: MachineContext) -> None:
+    await _let_run(context)
+    await context.rooms.captures.remove(context.operation.uid)
+
+
+def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
+    return [Step("capture", capture, undo_capture)]

@@ -1,0 +1,106 @@
+"""Memory without a name: sealed for good, and kept by a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from insula.engine import frozen, process
+from insula.engine.errors import MachineDirectoryBusy
+from insula.kit.paths import PID_FILE
+
+SIZE = 2**20
+
+
+@pytest.fixture
+async def held(tmp_path: Path) -> AsyncIterator[Path]:
+    """A directory whose sealed memory begins with 'frozen'."""
+    memory = frozen.create_memory(SIZE)
+    os.pwrite(memory, b"frozen", 0)
+    frozen.seal(memory)
+    await frozen.hold(tmp_path, memory)
+    os.close(memory)
+    yield tmp_path
+    await frozen.release(tmp_path)
+
+
+def opened(memory: int) -> int:
+    """As a fork that is out for mischief would open it: anew, for writing."""
+    return os.open(f"/proc/self/fd/{memory}", os.O_RDWR | os.O_CLOEXEC)
+
+
+def test_sealed_memory_can_be_changed_by_nobody() -> None:
+    memory = frozen.create_memory(SIZE)
+    os.pwrite(memory, b"frozen", 0)
+    frozen.seal(memory)
+    for descriptor in (memory, opened(memory)):
+        with pytest.raises(PermissionError):
+            os.pwrite(descriptor, b"thawed", 0)
+        for size in (SIZE // 2, SIZE * 2):
+            with pytest.raises(PermissionError):
+                os.ftruncate(descriptor, size)
+        with pytest.raises(PermissionError):
+            mmap.mmap(descriptor, SIZE, mmap.MAP_SHARED)
+        with mmap.mmap(descriptor, SIZE, mmap.MAP_PRIVATE) as private:
+            private[:6] = b"mine!!"
+        assert os.pread(descriptor, 6, 0) == b"frozen"
+        os.close(descriptor)
+
+
+def test_memory_is_as_large_as_was_asked_and_takes_nothing_yet() -> None:
+    memory = frozen.create_memory(SIZE)
+    stat = os.fstat(memory)
+    assert (stat.st_size, stat.st_blocks) == (SIZE, 0)
+    assert not os.get_inheritable(memory)
+    os.close(memory)
+
+
+async def test_a_process_keeps_it(held: Path) -> None:
+    memory = frozen.open_memory(held)
+    assert memory is not None
+    assert os.pread(memory, 6, 0) == b"frozen"
+    os.close(memory)
+    assert frozen.held_bytes(held) == mmap.PAGESIZE
+    assert process.is_locked(held)
+
+
+async def test_one_directory_keeps_one(held: Path) -> None:
+    memory = frozen.create_memory(SIZE)
+    with pytest.raises(MachineDirectoryBusy):
+        await frozen.hold(held, memory)
+    os.close(memory)
+
+
+async def test_release_ends_the_process_and_can_be_said_twice(held: Path) -> None:
+    holder = process.Process.open(held)
+    assert holder is not None
+    await frozen.release(held)
+    await asyncio.wait_for(holder.wait(), 5)
+    holder.close()
+    assert frozen.open_memory(held) is None
+    assert frozen.held_bytes(held) is None
+    assert not any(held.iterdir())
+    await frozen.release(held)
+
+
+async def test_a_mapping_outlives_the_release(held: Path) -> None:
+    memory = frozen.open_memory(held)
+    assert memory is not None
+    with mmap.mmap(memory, SIZE, mmap.MAP_PRIVATE) as mapped:
+        os.close(memory)
+        await frozen.release(held)
+        assert mapped[:6] == b"frozen"
+
+
+async def test_a_recycled_pid_is_not_taken_for_the_keeper(held: Path) -> None:
+    pid, start_time, boot = (held / PID_FILE).read_text().split()
+    kept = (held / PID_FILE).read_text()
+    for other in (f"{pid} {int(start_time) + 1} {boot}", f"{pid} {start_time} another-boot", "nonsense"):
+        (held / PID_FILE).write_text(other)
+        assert frozen.open_memory(held) is None
+    (held / PID_FILE).write_text(kept)
