@@ -79,8 +79,9 @@ class Concluder:
                 continue
             for uid in (ended.target, *extra.nudges):
                 self._desk.node.nudge(uid)
-            if any(isinstance(change, Delete) for change in extra.changes):
-                self._desk.node.release(ended.target)
+            for change in extra.changes:
+                if isinstance(change, Delete):
+                    self._desk.node.release(change.uid)
             return
 
     @staticmethod

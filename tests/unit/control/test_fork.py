@@ -177,6 +177,10 @@ async def test_a_machine_that_ends_in_the_middle_has_no_siblings(host: FakeHost)
     assert host.machine("web-1") is None
     assert host.seen("web").phase is Phase.RUNNING
     assert captures(host) == []
+    # Its actor is still the one that has it: the siblings that went were not the machine.
+    assert (await host.do("pause")).state is OperationState.DONE
+    assert (await host.do("resume")).state is OperationState.DONE
+    assert (await host.do("stop")).state is OperationState.DONE
 
 
 STEPS = ("make directory", "make disks", "make seed", "record", "prepare", "launch", "run")

@@ -24,7 +24,8 @@ def launch(nic: Nic, surroundings: Surroundings) -> Fragment:
     if nic.mode is NetworkMode.NONE:
         return ()
     guest = _FORKS_ADDRESS if surroundings.forked else ""  # "": the first that is given
-    forwards = [option("", hostfwd=_forward(publish, guest)).lstrip(",") for publish in nic.publish]
+    published = () if surroundings.vessel else nic.publish  # the ports are the live machine's
+    forwards = [option("", hostfwd=_forward(publish, guest)).lstrip(",") for publish in published]
     restrict = "on" if nic.mode is NetworkMode.ISOLATED else "off"
     netdev = ",".join([option("user", id=f"{nic.id}-net", restrict=restrict), *forwards])
     card = option("virtio-net-pci", id=nic.id, netdev=f"{nic.id}-net", mac=nic.mac, romfile="")
