@@ -382,9 +382,7 @@ class EngineConformance:
 
     async def test_forks_wake_up_where_the_template_was_frozen(self, bench: Bench) -> None:
         template = await freeze_template(bench)
-        held = bench.engine.frozen_bytes(template)
-        assert held is not None
-        assert held > 0
+        assert bench.engine.frozen_bytes(template) is not None  # 0 if it had not touched any of it yet
         forks = [await launch_fork(bench, template, name) for name in ("a", "b")]
         for fork in forks:
             assert await fork.state() == "prepared"
