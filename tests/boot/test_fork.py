@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not has_image("micro"), reason="the image micro is not built (./scripts/test does)"),
 ]
 
-COUNTER = "i=0; while :; do i=$((i+1)); echo $i >/tmp/count; usleep 20000; done"
+COUNTER = "i=0; while :; do i=$((i+1)); echo $i >/tmp/new; mv /tmp/new /tmp/count; usleep 20000; done"
 WHO = "hostname; cat /etc/machine-id; head -c 16 /dev/urandom | od -An -tx1"
 
 
@@ -37,7 +37,7 @@ def insula(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealShell]:
 
 
 def count(insula: RealShell, name: str) -> int:
-    return int(insula.text("exec", name, "--", "sh", "-c", "cat /tmp/count || cat /tmp/count"))
+    return int(insula.text("exec", name, "--", "sh", "-c", "until cat /tmp/count 2>/dev/null; do :; done"))
 
 
 def test_siblings_go_on_with_what_the_machine_was_doing_as_themselves(insula: RealShell) -> None:
@@ -61,8 +61,9 @@ def test_siblings_go_on_with_what_the_machine_was_doing_as_themselves(insula: Re
         assert first > began
         while count(insula, name) == first:
             pass  # it counts
+        before = time.time()
         now = int(insula.text("exec", name, "--", "date", "+%s"))
-        assert abs(now - time.time()) < 5
+        assert before - 2 < now < time.time() + 2
     insula("exec", "twin1", "--", "sh", "-c", "echo mine >/tmp/mark")
     assert insula.text("exec", "twin2", "--", "cat", "/tmp/mark") == "before\n"
     insula("rm", "-f", "twin1", "twin2")
@@ -121,8 +122,9 @@ def test_a_kill_at_any_moment_leaves_the_machine_and_whole_siblings_or_none(insu
             time.sleep(moment)  # what is drawn is the moment
             kill(insula, victim)
             forking.wait(60)
-        for operation in insula.data("op", "ls"):
-            insula("op", "wait", operation["uid"], status=None)
+        while operations := insula.data("op", "ls"):  # a fork that is done gives its siblings theirs
+            for operation in operations:
+                insula("op", "wait", operation["uid"], status=None)
         machines = {machine["name"]: machine for machine in insula.data("ls", "--all")}
         told = f"seed {seed}: {victim} killed after {moment:.3f}s; {json.dumps(machines, indent=1)[:3000]}"
         assert machines.pop("web")["phase"] == "running", told
