@@ -100,6 +100,9 @@ def why_not_captured(machine: Machine, *, live: bool) -> tuple[str, str] | None:
     live: it has a process, so that its memory is forked too; else its disks only.
     """
     others = [device for device in machine.devices if not _is_forkable(device)]
+    volume = getattr(others[0], "volume", None) if others else None
+    if volume is not None:
+        return f"it has the volume '{volume.name}'", f"insula volume detach {volume.name} {machine.name}"
     if others:
         return f"it has a {others[0].device} of its own, '{others[0].id}'", "Detach that first."
     agent = next((device for device in machine.devices if isinstance(device, AgentPort)), None)

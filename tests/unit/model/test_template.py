@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from insula.model.device.disk import VolumeRef, volume_disk
 from insula.model.machine import Machine, Power, RunPolicy, mac_address
-from insula.model.template import as_template, cards_of, why_not_forked
+from insula.model.template import as_template, cards_of, why_not_captured, why_not_forked
 
 AGENT = {"device": "agent", "id": "agent0", "protocol": "insula"}
 DISK = {
@@ -95,3 +96,11 @@ def test_why_a_machine_boots() -> None:
     assert why_not_forked(machine(cloud_init={"hostname": "www"})) is None
     for devices in ((DISK,), ({**AGENT, "protocol": "qemu"}, DISK)):
         assert "no agent" in (why_not_forked(machine(devices=devices)) or "")
+
+
+def test_a_machine_with_a_volume_is_not_forked_and_says_which() -> None:
+    disk = volume_disk(VolumeRef(uid="0" * 16, name="data"), "", read_only=False, bus="virtio")
+    plain = machine()
+    why = why_not_captured(plain.changed(devices=(*plain.devices, disk)), live=True)
+    assert why == ("it has the volume 'data'", f"insula volume detach data {plain.name}")
+    assert why_not_captured(plain, live=True) is None
