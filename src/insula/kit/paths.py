@@ -9,6 +9,7 @@ HOME/                        $INSULA_HOME, else /var/lib/insula (root) or $XDG_D
   volumes/UID/               a volume: its disk and a copy of its document
   templates/KEY/             a template: frozen disks and devices; its memory is a process's
   captures/UID/              a machine as it was when it was forked, until its forks have it
+  snapshots/UID/             a snapshot: links to frozen disks, memory if it has any, a copy of its document
   daemon/                    socket, lock, log of insulad
 """
 
@@ -35,10 +36,16 @@ SEED_ISO = "seed.iso"
 DEVICE_STATE = "device.state"  # of a frozen machine: its processors and devices, without memory
 TEMPLATE_DOCUMENT = "template.json"  # what a template is; there once it is whole
 CAPTURE_DOCUMENT = "capture.json"  # of a machine that is forked; there once the capture is whole
+SUSPENDED_STATE = "suspended.state"  # memory and devices of a suspended machine
+SUSPENDED_DOCUMENT = "suspended.json"  # which disks the state belongs to, as they were then
 
 # The files of a volume's directory.
 VOLUME_DOCUMENT = "volume.json"  # copy of the document, for recovery of a lost ledger
 VOLUME_DISK = "disk.qcow2"
+
+# The files of a snapshot's directory, besides its disks.
+SNAPSHOT_DOCUMENT = "snapshot.json"  # copy of the document, for recovery of a lost ledger
+SNAPSHOT_STATE = "machine.state"  # memory and devices
 
 DAEMON_SOCKET = "insula.sock"
 DAEMON_LOCK = "insulad.lock"
@@ -95,6 +102,10 @@ class Home:
         return self.root / "captures"
 
     @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
     def daemon(self) -> Path:
         return self.root / "daemon"
 
@@ -109,6 +120,10 @@ class Home:
     def volume(self, uid: str) -> Path:
         """The directory of one volume."""
         return self.volumes / uid
+
+    def snapshot(self, uid: str) -> Path:
+        """The directory of one snapshot."""
+        return self.snapshots / uid
 
 
 def write_atomically(path: Path, data: str | bytes, mode: int = 0o600) -> None:
