@@ -99,6 +99,8 @@ def _sibling(parent: Machine, name: str) -> Machine:
         cloud_init=None if parent.cloud_init is None else parent.cloud_init.changed(hostname=None),
         power=Power.OFF,
         removing=False,
+        snapshot=None,
+        unmerged=False,
     )
 
 
