@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.timeout(20), pytest.mark.slow]  # each command is a fe
 # This 'guest' is the host of the tests: it must neither stop nor freeze nor change its clock.
 BLOCKED = (
     "guest-shutdown,guest-suspend-disk,guest-suspend-ram,guest-suspend-hybrid,guest-fsfreeze-freeze,"
-    "guest-fsfreeze-freeze-list,guest-set-time,guest-set-user-password,guest-fstrim,guest-set-vcpus"
+    "guest-fsfreeze-freeze-list,guest-fsfreeze-thaw,guest-set-time,guest-set-user-password,guest-fstrim,guest-set-vcpus"
 )
 
 
@@ -293,6 +293,8 @@ async def test_shutdown_has_no_answer(tmp_path: Path) -> None:
                 writer.write(b"\n")
             elif message["execute"] == "guest-ping":
                 writer.write(b'{"return": {}}\n')
+            elif message["execute"] == "guest-fsfreeze-status":
+                writer.write(b'{"return": "thawed"}\n')
             else:
                 break
         writer.close()
