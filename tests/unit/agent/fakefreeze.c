@@ -1,7 +1,7 @@
 /* Linked between the agent and ioctl(2) (-Wl,--wrap=ioctl): no file system of this host is ever frozen.
  *
  * A mount point is a directory D. D/refuses holds the errno that freezing it fails with, D/is-frozen is there
- * while it is frozen, and $FREEZE_LOG lists what was done to which. D/waits: freezing it takes until D/go is there.
+ * while it is frozen, and $FREEZE_LOG lists what was done to which. Freezing takes as long as D/waits is there.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -35,8 +35,7 @@ static int freeze(const char *path, const char *mark) {
     snprintf(name, sizeof name, "%s/waits", path);
     if (access(name, F_OK) == 0)
         note("wait", path);
-    snprintf(name, sizeof name, access(name, F_OK) == 0 ? "%s/go" : "%s", path);
-    while (access(name, F_OK) < 0)
+    while (access(name, F_OK) == 0)
         usleep(1000);
     snprintf(name, sizeof name, "%s/refuses", path);
     FILE *file = fopen(name, "re");

@@ -17,8 +17,8 @@ from insula.kit.errors import InsulaError
 CLOCK_TOLERANCE = 1.0  # seconds between host and guest that pass for 'set'
 _ENTROPY = 64  # bytes for each of the two ways of the script
 # Forced where there is perl, as RENEW of Insula's agent does: RNDADDENTROPY, RNDRESEEDCRNG (random(4)).
-# Elsewhere the bytes are only mixed in: the kernel reseeds from them at its own next turn, up to a minute later.
-# They come on stdin, half for each way, because a command's words can be read by everybody in the guest.
+# Elsewhere the bytes are only mixed in: the kernel reseeds from them at its own next turn, up to a minute
+# later. They come on stdin, half for each way: a command's words can be read by everybody in the guest.
 RESEED = r"""
 perl -e 'sysread(STDIN, $b, 64) == 64 or exit 1; open(F, "+<", "/dev/urandom") or exit 1;
 $e = pack("ii", 512, 64) . $b; ioctl(F, 0x40085203, $e) && ioctl(F, 0x5207, 0) or exit 1' 2>/dev/null &&

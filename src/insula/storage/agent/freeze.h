@@ -154,7 +154,7 @@ static int freeze_all(int agent, int64_t deadline, const struct mount *all, cons
         if (told_to_thaw(agent, 0))
             return ECANCELED;
         if (now_ms() >= deadline)
-            return ETIMEDOUT;
+            return ETIME;
     }
     return 0;
 }
