@@ -25,7 +25,7 @@ from insula.engine.agent.protocol import (
 from insula.kit.aio import Cell, Crew, cancel_and_wait
 from insula.kit.errors import InsulaError
 
-# What a frozen agent still answers (QEMU: qga/main.c, ga_freeze_allowlist).
+# What a frozen agent still answers (QEMU: qga/main.c, ga_freeze_allowlist), and freezing: we refuse it.
 _ALLOWED = frozenset(
     {
         "guest-ping",
