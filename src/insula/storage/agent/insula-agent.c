@@ -917,6 +917,11 @@ static void handle_thaw(uint32_t stream) {
         keeper.awaited = true;
 }
 
+/* Requests that write, or that are for a guest whose last freeze is over. */
+static bool needs_thawed(enum type type) {
+    return type == EXEC || type == RENEW || type == SHUTDOWN || type == FREEZE || type == THAW;
+}
+
 /* What the keeper says. Its end without a word is that of one who was killed: then we do its work. */
 static void read_keeper(void) {
     struct word word;
@@ -938,7 +943,7 @@ static void read_keeper(void) {
         word.error = freezing ? ECHILD : 0;
     }
     if (!freezing && (word.kind == W_FAILED || word.kind == W_EXPIRED))
-        word.count = 0, word.error = 0; /* they went on before we said so */
+        word = (struct word){.kind = W_THAWED}; /* they went on before we said so */
     close_fd(&keeper.fd);
     keeper.state = IDLE;
     if (keeper.awaited && word.error)
@@ -1005,8 +1010,8 @@ static void handle_stream_frame(enum type type, struct stream *s, struct reader 
 static void handle_frame(enum type type, uint32_t id, uint8_t *payload, size_t length) {
     struct reader p = {payload, payload + length, false};
     struct stream *s;
-    if (keeper.state != IDLE && (type == EXEC || type == RENEW || type == SHUTDOWN || type == FREEZE)) {
-        send_error(id, R_FROZEN, EBUSY, "the file systems are frozen"); /* all of these write */
+    if (keeper.state != IDLE && needs_thawed(type) && type != THAW) {
+        send_error(id, R_FROZEN, EBUSY, "the file systems are frozen");
         return;
     }
     switch (type) {
@@ -1063,7 +1068,7 @@ static size_t parse_one(uint8_t *at, size_t left) {
     }
     if (!in_session)
         return left >= SYNC_FRAME ? hunt(at, left) : 0;
-    if (left < HEADER || keeper.state == THAWING) /* what comes after a thaw need not be refused: it waits */
+    if (left < HEADER)
         return 0;
     uint32_t type = (uint32_t)load(at + 4, 4), id = (uint32_t)load(at + 8, 4);
     size_t length = load(at + 12, 4);
@@ -1073,6 +1078,8 @@ static size_t parse_one(uint8_t *at, size_t left) {
     }
     if (left < HEADER + length + SEAL || (type == SYNC && left < SYNC_FRAME) || !has_room(MAX_FRAME))
         return 0;
+    if (keeper.state == THAWING && needs_thawed((enum type)type))
+        return 0; /* it came after the thaw, and waits for it */
     if (type == SYNC || load(at + HEADER + length, SEAL) != session_seal) {
         protocol_error("wrong seal"); /* a frame cut short by a host that died: the SYNC may be inside it */
         return 1;
