@@ -28,7 +28,7 @@ from insula.engine.errors import (
     TemplateGone,
 )
 from insula.engine.fakedisks import FakeDisks, OpenDisk
-from insula.engine.fakeguest import FakeAgent
+from insula.engine.fakeguest import FakeAgent, FakeFileSystems
 from insula.engine.plan import choose_accelerator, plan_to_json, render
 from insula.engine.protocol import (
     OWN_MEMORY,
@@ -150,6 +150,7 @@ class FakeMachine:
         self.agent: FakeAgent | None = None
         self.console: FakeConsole | None = None
         self.power_button_presses = 0
+        self.file_systems = FakeFileSystems()
         self._killed = False
         self._shutdown: dict[str, object] | None = None
         self.disks = FakeDisks(plan, world.open_disks, lambda: self.script.releases_disks, self._check_living)
