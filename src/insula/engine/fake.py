@@ -342,6 +342,10 @@ class FakeInstance:
         self._living()
         return 0.0
 
+    async def resident_bytes(self) -> int:
+        self._living()
+        return 0
+
     async def kill(self) -> ExitEvidence:
         self._machine.kill()
         return await self.wait_exit()

@@ -80,6 +80,10 @@ class FakeDisks:
         for disk in disks:
             self.open[disk.id].file = self.plan.directory / disk.file
 
+    async def has_layer(self, file: str) -> bool:
+        self.check_living()
+        return any(disk.file.name == file for disk in self.open.values())
+
     async def merge(self, disk: Disk, onto: str, base: str | None, report: Callable[[float], None]) -> None:
         """As the real one leaves it, by the tool for disks that nobody has open."""
         from insula.kit.run import CommandFailed, run

@@ -18,7 +18,7 @@ from insula.engine.disks import QemuDisks
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
 from insula.engine.layers import disk_of_node
 from insula.engine.plan import MEMORY_DESCRIPTOR
-from insula.engine.process import Process, read_stat
+from insula.engine.process import Process, read_stat, resident_bytes
 from insula.engine.protocol import (
     AgentPortChanged,
     Console,
@@ -242,6 +242,9 @@ class QemuInstance:
     async def processor_seconds(self) -> float:
         stat = read_stat(self.identity.pid)
         return stat.processor_seconds if stat is not None else 0.0
+
+    async def resident_bytes(self) -> int:
+        return resident_bytes(self.identity.pid)
 
     async def _execute(self, command: str, **arguments: Any) -> Any:
         return await self._monitor.execute(command, **arguments)

@@ -44,7 +44,7 @@ async def find_top(execute: Execute, disk: str) -> str | None:
 
 async def switch(execute: Execute, disks: Sequence[DiskSwitch]) -> None:
     """Have every disk go on in its new layer: all or none. Raises EngineRefused."""
-    present = await _nodes_by_file(execute)
+    present = await nodes_by_file(execute)
     actions = []
     for disk in disks:
         if Path(disk.file).name in present:
@@ -68,7 +68,7 @@ def _snapshot(disk: DiskSwitch, node: str) -> dict[str, Any]:
     return {"type": "blockdev-snapshot-sync", "data": data}
 
 
-async def _nodes_by_file(execute: Execute) -> dict[str, dict[str, Any]]:
+async def nodes_by_file(execute: Execute) -> dict[str, dict[str, Any]]:
     """The nodes that understand a format, by the plain names of the files under them."""
     nodes = await execute("query-named-block-nodes", flat=True)
     return {Path(str(node["file"])).name: node for node in nodes if node["drv"] != "file"}
@@ -101,7 +101,7 @@ class Merges:
                 await self._execute("block-job-cancel", device=job, force=True)
                 await self._wait_ended(job)
             raise
-        node = (await _nodes_by_file(self._execute)).get(onto)
+        node = (await nodes_by_file(self._execute)).get(onto)
         if node is None or node.get("backing_file") != base:
             raise MergeFailed(
                 f"The layers of disk '{disk}' of machine '{self._name}' could not be merged.",
@@ -111,7 +111,7 @@ class Merges:
         await self._close_unused(disk)
 
     async def _begin(self, job: str, onto: str, base: str | None) -> None:
-        nodes = await _nodes_by_file(self._execute)
+        nodes = await nodes_by_file(self._execute)
         node, below = nodes.get(onto), None if base is None else nodes.get(Path(base).name)
         if node is None or (base is not None and below is None):
             raise MergeFailed(

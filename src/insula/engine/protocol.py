@@ -75,6 +75,11 @@ class Memory:
     saved: Saved | None = None
 
     @property
+    def wakes(self) -> bool:
+        """Whether its guest goes on in the middle of something instead of booting."""
+        return self.template is not None or self.saved is not None
+
+    @property
     def forked(self) -> bool:
         """Whether its guest was another one's first, at whatever time."""
         return self.template is not None or (self.saved is not None and self.saved.forked)
@@ -205,6 +210,9 @@ class Disks(Protocol):
     async def freeze(self, disks: Sequence[DiskSwitch]) -> None:
         """Have each go on in a new layer, all at one moment: all or none. Raises EngineRefused."""
 
+    async def has_layer(self, file: str) -> bool:
+        """Whether it has the layer of that plain name open."""
+
     async def merge(self, disk: Disk, onto: str, base: str | None, report: Callable[[float], None]) -> None:
         """Have the layer `onto` take over all that is below it down to `base`, on which it then stands.
 
@@ -241,6 +249,9 @@ class Instance(Protocol):
 
     async def processor_seconds(self) -> float:
         """How much of the host's processors its process has used since its start."""
+
+    async def resident_bytes(self) -> int:
+        """How much of the host's memory its process has in use."""
 
     async def kill(self) -> ExitEvidence:
         """End the process at once and wait until it has ended."""

@@ -26,13 +26,15 @@ from insula.storage.images import MANIFEST
 class Seat:
     """The live machine of one actor, if any; shared by the actor and the procedure it runs.
 
-    waking: it is a fork that runs and still has its template's identity: nobody else may speak to it.
-    capturing: its vCPUs stand for a moment of ours, which is no change of phase.
+    waking: it goes on in the middle of something and is not itself yet: nobody else may speak to it.
+    capturing: its vCPUs stand for a moment of ours, which is no change of phase. stale: it goes on from a
+    saved memory and stands; its clock and random numbers are to be made new once it runs.
     """
 
     instance: Instance | None = None
     waking: bool = False
     capturing: bool = False
+    stale: bool = False
 
 
 @dataclass

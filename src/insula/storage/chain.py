@@ -39,7 +39,7 @@ def settle(directory: Path, file: str) -> str:
     if name == file:
         name = layer_name(file, new_tag())
         os.link(directory / file, directory / name)
-        _point(directory, file, name)
+        point(directory, file, name)
     return name
 
 
@@ -55,7 +55,7 @@ async def freeze(directory: Path, file: str, tag: str) -> str:
     fresh = layer_name(file, tag)
     size = read_layer(directory / frozen).size_bytes
     await create_overlay(directory / fresh, directory / frozen, "qcow2", size, beside=True)
-    _point(directory, file, fresh)
+    point(directory, file, fresh)
     return frozen
 
 
@@ -66,7 +66,7 @@ def thaw(directory: Path, file: str, tag: str) -> None:
         return
     below = read_layer(fresh).backing
     if top_name(directory, file) == fresh.name and below is not None:
-        _point(directory, file, below)
+        point(directory, file, below)
     fresh.unlink()
 
 
@@ -75,19 +75,6 @@ def link(source: Path, target: Path, name: str) -> None:
     for layer in layers_below(source, name):
         with contextlib.suppress(FileExistsError):
             os.link(source / layer.name, target / layer.name)
-
-
-async def stand_on(directory: Path, file: str, name: str, tag: str) -> None:
-    """The disk becomes an empty layer on the one called `name`, which is linked here. tag: of the new one.
-
-    Done again with the same tag, it changes nothing. What the disk was before stays under its own name.
-    """
-    fresh = layer_name(file, tag)
-    if not (directory / fresh).exists():
-        size = read_layer(directory / name).size_bytes
-        await create_overlay(directory / fresh, directory / name, "qcow2", size, beside=True)
-    if top_name(directory, file) != fresh:
-        _point(directory, file, fresh)
 
 
 async def fork(source: Path, target: Path, file: str, name: str) -> None:
@@ -122,8 +109,10 @@ def sweep(directory: Path, file: str, *kept: str) -> None:
             layer.unlink()
 
 
-def _point(directory: Path, file: str, name: str) -> None:
-    """The disk's own name leads to a layer, at once and for good."""
+def point(directory: Path, file: str, name: str) -> None:
+    """From now on the disk is the layer of that name, on which nobody may stand. Idempotent."""
+    if top_name(directory, file) == name:
+        return
     temporary = directory / f".{file}.new"
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)

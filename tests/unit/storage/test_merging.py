@@ -9,7 +9,7 @@ import pytest
 
 from insula.storage import chain
 from insula.storage.merging import Merge, Stand, merge_at_rest, plan_merges, stand_of, survey
-from tests.unit.storage.test_chain import DISK, holds, machine, write
+from tests.unit.storage.test_chain import DISK, holds, machine, stand_on, write
 
 __all__ = ["machine"]  # the fixture
 
@@ -107,7 +107,7 @@ async def test_what_somebody_else_stands_on_is_kept(
 async def test_what_two_branches_stand_on_is_kept(
     machine: Path, kept: dict[str, Stand], tmp_path: Path
 ) -> None:
-    await chain.stand_on(machine, DISK, kept["one"].top, "back")
+    await stand_on(machine, kept["one"].top, "back")
     chain.sweep(machine, DISK)
     await write(machine / DISK, 6)
     remove(kept.pop("one"))
