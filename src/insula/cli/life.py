@@ -1,4 +1,4 @@
-"""insula start, stop, restart, reset, pause, resume, suspend, kill, rm: the verbs that take several machines."""
+"""insula start, stop, restart, reset, pause, resume, suspend, kill, rm: they take several machines."""
 
 from __future__ import annotations
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from insula.client.operation import Operation
     from insula.client.types import LossesInfo, SnapshotInfo
 
-NEVER_ASKED = 64  # EX_USAGE: nobody is there to answer, and --yes was not given
-
 
 def run(_command: str, argv: list[str]) -> int:
     table = {
@@ -50,20 +48,23 @@ def _machine(options: Options) -> Machine:
 def _create(argv: list[str]) -> int:
     parser = _parser(
         "create",
-        "Keep a machine's disks as they are now, all at one moment; a machine that runs goes on after a blink.",
+        "Keep a machine's disks as they are now, all at one moment; it goes on after a blink.",
         name=False,
         examples="insula snapshot create web before-upgrade --memory\ninsula snapshot create web --quiesce",
     )
-    parser.argument("name", "NAME", "name of the snapshot (default: snap1, snap2, ...)", "?")
+    parser.argument("names", "NAME", "name of the snapshot (default: snap1, snap2, ...)", "*")
     parser.flag("--memory", help="keep what it has in memory too, so that it can go on from this moment")
     parser.flag("--quiesce", help="have its file systems written out and at rest, if its agent can")
     parser.option("--description", metavar="TEXT", default="", help="what it is for")
     options = parser.parse(argv)
+    if len(options.names) > 1:
+        raise UsageError("One snapshot is made at a time; several names were given.", hint="Say one.")
+    name = options.names[0] if options.names else None
     machine = _machine(options)
 
     def submit() -> Operation:
         return machine.submit_snapshot(
-            options.name, memory=options.memory, quiesce=options.quiesce, description=options.description
+            name, memory=options.memory, quiesce=options.quiesce, description=options.description
         )
 
     info = perform(submit, quiet=options.quiet)
@@ -173,8 +174,9 @@ def _restore(argv: list[str]) -> int:
     options = parser.parse(argv)
     machine = _machine(options)
     losses = machine.losses(options.name)
-    if options.keep is None and not options.yes:
-        _ask(options, losses)
+    if options.keep is None and not options.yes and not _is_wanted(options, losses):
+        say("Nothing was changed.")
+        return 1
     if options.keep is not None:
         perform(lambda: machine.submit_keep(options.keep), quiet=options.quiet)
     info = perform(
@@ -191,11 +193,10 @@ def _restore(argv: list[str]) -> int:
     return 0
 
 
-def _ask(options: Options, losses: LossesInfo) -> None:
-    """Say what will be lost and ask. Raises UsageError when nobody can answer, and KeyboardInterrupt on no."""
-    say(
-        f"Machine '{options.machine}' becomes what it was {ago(losses['since']) if losses['since'] else 'then'}."
-    )
+def _is_wanted(options: Options, losses: LossesInfo) -> bool:
+    """Say what will be lost and ask. Raises UsageError when nobody can answer."""
+    then = ago(losses["since"]) if losses["since"] else "then"
+    say(f"Machine '{options.machine}' becomes what it was {then}.")
     for line in describe(losses):
         say(f"  lost: {line}")
     if not sys.stdin.isatty():
@@ -205,9 +206,7 @@ def _ask(options: Options, losses: LossesInfo) -> None:
         )
     sys.stderr.write("Go on? [y/N] ")
     sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        say("Nothing was changed.")
-        raise KeyboardInterrupt
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def describe(losses: LossesInfo) -> list[str]:

@@ -109,6 +109,6 @@ class SnapshotsOfMachine:
     def merges(self) -> list[Operation]:
         """The operations that merge what removed snapshots leave, as long as there are any."""
         uid = self._transport.call("GET", self.path)["uid"]
-        found = self._transport.call("GET", "/v1/operations?active=true")
+        found = self._transport.call("GET", "/v1/operations")
         wanted = [info for info in found if info["verb"] == "merge" and info["target"] == uid]
         return [Operation(self._transport, info) for info in wanted]

@@ -164,7 +164,7 @@ async def restore_snapshot(
     wait: Wait = 0,
     if_match: IfMatch = None,
 ) -> Response:
-    """Make the machine what it was; what it is now is lost (see `losses`). With its memory it goes on there."""
+    """Make the machine what it was; what it is now is lost (see `losses`). With memory it goes on there."""
     said = {"name": snapshot, **(body or RestoreParameters()).model_dump(mode="json")}
     verb = VerbRequest("snapshot-restore", project, name, said, parse_if_match(if_match))
     return await submit_and_answer(request, verb, wait)
