@@ -1,7 +1,8 @@
 """The engine's errors.
 
 Unavailable ── EngineMissing, AcceleratorUnavailable, LaunchFailed, EngineLost, TemplateGone
-Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused, DiskFileInUse, DiskNotReleased
+Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused, DiskFileInUse, DiskNotReleased,
+             MediumLocked
 Invalid ── NoAgent, NoConsole, UnsupportedDevice
 """
 
@@ -68,6 +69,12 @@ class DiskNotReleased(Conflict):
     """The guest did not let go of a disk; it still has it."""
 
     code = "disk-not-released"
+
+
+class MediumLocked(Conflict):
+    """The guest uses the medium in its drive, and has locked the tray."""
+
+    code = "medium-locked"
 
 
 class NoAgent(Invalid):

@@ -125,7 +125,7 @@ class MachineContext:
 
         hostname: what the guest is to call itself, if not as the machine's document says.
         """
-        if self.machine.boot == "disk":
+        if self.machine.boot != "direct":
             return BootFiles()
         image, directory = self.image()
         if image.kernel is None:
