@@ -1,4 +1,4 @@
-"""What is true of the CD drive of every engine's machines. Subclass `DriveConformance` as `EngineConformance`.
+"""What is true of the CD drives of every engine. Subclass `DriveConformance` as `EngineConformance`.
 
 Nothing here needs a guest; what one does with its tray is in the boot tests.
 """
@@ -128,9 +128,9 @@ class DriveConformance:
         facts = await bench.engine.facts()
         directory = bench.directory.parent / "captured"
         parts = (*machine().devices, tools)
-        vessel = bench.engine.plan(
-            machine("vessel", devices=parts), BootFiles(), directory, facts, Memory(shareable=True, vessel=True)
-        )
+        memory = Memory(shareable=True, vessel=True)
+        like = machine("vessel", devices=parts)
+        vessel = bench.engine.plan(like, BootFiles(), directory, facts, memory)
         await bench.engine.capture(instance, vessel, [])
         fork = await launch_fork(bench, directory, "a", devices=parts)
         await fork.resume()

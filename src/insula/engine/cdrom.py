@@ -4,16 +4,18 @@
     eject    open the tray, take out, close the tray, remove the node
     settle   where the guest has opened the tray itself: take out, remove the node; the tray stays the guest's
 
-A guest locks the tray of a medium that it uses. A request to open it then goes to the guest, which may heed it:
-its tray moves, or MediumLocked after the time it was given. What is in the drive is asked of the monitor, by the
-name of the node under it; a daemon that died in the middle goes on from there.
+A guest locks the tray of a medium that it uses. A request to open it then goes to the guest, which may heed
+it: its tray moves, or MediumLocked after the time it was given. What is in the drive is asked of the monitor,
+by the name of the node under it; a daemon that died in the middle goes on from there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from insula.engine.device.cdrom import drive_frontend, medium_backend, medium_node
@@ -183,10 +185,10 @@ class QemuDrive:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
                 while True:
-                    heard = self._heard.value
+                    heard = self._heard.value  # before the look, so that nothing is missed
                     if is_so(await self._find(drive)):
                         return True
-                    await self._heard.wait_until(lambda now, before=heard: now != before)
+                    await self._heard.wait_until(partial(operator.ne, heard))
         return is_so(await self._find(drive))
 
 

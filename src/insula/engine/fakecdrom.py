@@ -54,7 +54,7 @@ class FakeDrive:
         self.check_living()
         assert drive.medium is not None
         if not self.is_there and drive.bus == "ata":
-            raise UnsupportedDevice(f"Machine '{self.plan.name}' has no drive, and is given one only while off.")
+            raise UnsupportedDevice(f"Machine '{self.plan.name}' has no drive, and gets none while it runs.")
         if self.medium != drive.medium.uid:
             if not Path(drive.medium.file).exists():
                 raise EngineRefused(f"The monitor of machine '{self.plan.name}' refused 'blockdev-add'.")
@@ -75,8 +75,8 @@ class FakeDrive:
         if self.locked and not force and not self.gives_out():
             await asyncio.sleep(0)
             raise MediumLocked(
-                f"The guest of machine '{self.plan.name}' has locked the medium in its drive, and did not give "
-                f"it out within {format_duration(timeout)}."
+                f"The guest of machine '{self.plan.name}' has locked the medium in its drive, and did "
+                f"not give it out within {format_duration(timeout)}."
             )
         self.locked = False
         self._move(open=True)

@@ -18,8 +18,8 @@ from insula.engine.errors import AcceleratorUnavailable, UnsupportedDevice
 from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, LaunchPlan, Memory
 from insula.kit.paths import QMP_SOCKET
 from insula.model.device.agent import AgentPort
-from insula.model.device.cdrom import Cdrom
 from insula.model.device.base import DeviceBase
+from insula.model.device.cdrom import Cdrom
 from insula.model.device.serial import Serial
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact

@@ -214,7 +214,8 @@ class Drive(Protocol):
         """The machine has no drive. Raises DiskNotReleased, when its guest does not let go of it."""
 
     async def settle(self, drive: Cdrom) -> str | None:
-        """The uid of the medium in the drive, if any. One on a tray that the guest has opened is taken out."""
+        """The uid of the medium in the drive, if any. One on a tray that was opened by the guest is taken
+        out."""
 
 
 class Instance(Protocol):

@@ -16,6 +16,7 @@ from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation, Progress
 from insula.node.journal import OperationJournal
+from insula.node.media import place_medium
 from insula.node.observer import Observer
 from insula.node.rooms import Rooms
 from insula.storage.images import MANIFEST
@@ -55,7 +56,8 @@ class MachineContext:
 
     @property
     def placed(self) -> Machine:
-        """The machine with its volumes' files where they are on this host: what the engine is given."""
+        """The machine with the files of its volumes and its medium where they are on this host: what the
+        engine is given. Raises ImageNotFound."""
         machine = self.machine
         devices = tuple(
             device.changed(file=str(self.rooms.home.volume(device.volume.uid) / device.file))
@@ -63,7 +65,8 @@ class MachineContext:
             else device
             for device in machine.devices
         )
-        return machine.changed(devices=devices) if devices != machine.devices else machine
+        placed = machine.changed(devices=devices) if devices != machine.devices else machine
+        return place_medium(placed, self.rooms.images)
 
     @property
     def directory(self) -> Path:

@@ -114,6 +114,7 @@ async def test_machine_object(api: httpx.AsyncClient, daemon: DaemonInfo, contro
         "network": "isolated",
         "publish": [{"host_port": 2222, "guest_port": 22, "host_address": "127.0.0.1", "protocol": "tcp"}],
         "volumes": [],
+        "cdrom": None,
         "accelerator": {"name": "tcg", "reason": "no KVM here"},
         "engine_version": "7.2",
         "agent": "connected",

@@ -1,10 +1,9 @@
 """Drives for CDs and DVDs: a device with a tray, and under it a node for the medium, if there is one.
 
-    bus    machine   device    on                        seen by
-    ata    pc        ide-cd    the PIIX3's second cable  every system
-    ata    q35       ide-cd    an AHCI controller        every system but kernels made for clouds, which have
-                                                         no driver for it
-    scsi   both      scsi-cd   the virtio-scsi one       what has virtio drivers, such as all images built here
+    bus    machine   device    on                     seen by
+    ata    pc        ide-cd    PIIX3's second cable   every system (but micro, which carries no ATA drivers)
+    ata    q35       ide-cd    an AHCI controller     every system; not Debian's cloud kernel, it has no AHCI
+    scsi   both      scsi-cd   the virtio-scsi one    what has virtio drivers, such as all images built here
 
 Only the last can be plugged into a machine that runs. All have fixed addresses: a drive that was plugged is
 where a launch would have put it, so a fork of the machine finds its devices where their state says.

@@ -14,9 +14,9 @@ from insula.model.device.base import DeviceBase
 from insula.model.device.disk import Disk
 
 SERIAL_LENGTH = 20  # VIRTIO 1.1, 5.2.6.1: VIRTIO_BLK_ID_BYTES; SCSI serials may be longer, ours are not
-# One a machine, when it has something on it. Its place is fixed, so that it is where a launch would have put it
-# when it is plugged, and moves no other device when it is launched: the state of a fork's devices is found by
-# their places.
+# One a machine, when it has something on it. Its place is fixed, so that it is where a launch would have put
+# it when it is plugged, and moves no other device when it is launched: the state of a fork's devices is found
+# by their places.
 CONTROLLER = {"driver": "virtio-scsi-pci", "id": "scsi0", "addr": "0x1e"}
 
 

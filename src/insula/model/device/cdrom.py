@@ -57,6 +57,13 @@ def _no_file(value: Any) -> Any:
 MediumName = Annotated[Name, BeforeValidator(_no_file)]
 
 
+class Insertion(Value):
+    """What is put into a drive. image: by its name. bus: of the drive, for a machine that has none yet."""
+
+    image: MediumName
+    bus: CdromBus | None = None
+
+
 class CdromSpec(Value):
     """A drive for a machine that is being made: 'tools', 'tools:scsi', 'none' (no medium yet), 'none:scsi'.
 

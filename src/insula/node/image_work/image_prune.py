@@ -12,6 +12,6 @@ from insula.node.rooms import Rooms
 
 
 async def work(rooms: Rooms, operation: Operation, journal: OperationJournal) -> dict[str, Any]:
-    in_use = {stored.document.image.digest for stored in rooms.store.all(Machine)}
+    in_use = {digest for stored in rooms.store.all(Machine) for digest in stored.document.digests}
     digests = await asyncio.to_thread(rooms.images.prune, in_use)
     return {"removed": list(digests)}
