@@ -21,9 +21,7 @@ def run(_command: str, argv: list[str]) -> int:
         "eject": ("Empty a machine's CD drive", _eject),
         "info": ("Show what is in a machine's CD drive", _info),
     }
-    return run_subcommand(
-        "cdrom", "CDs and DVDs: images in the drives of machines.", table, argv
-    )
+    return run_subcommand("cdrom", "CDs and DVDs: images in the drives of machines.", table, argv)
 
 
 def _parser(command: str, summary: str, examples: str = "") -> Parser:
