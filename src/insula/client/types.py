@@ -198,6 +198,7 @@ class TemplateInfo(TypedDict):
     accelerator: str
     engine_version: str
     created: str
+    medium: str
     held_bytes: int
     disk_bytes: int
     last_used: str
