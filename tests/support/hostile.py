@@ -228,6 +228,7 @@ GOOD = {
     "vdi": vdi(),
     "qed": qed(),
     "parallels": parallels(),
+    "iso": bytes(0x8000) + b"\x01CD001\x01" + bytes(MIB - 0x8007),
     "raw": b"\0" * 510 + b"\x55\xaa" + bytes(MIB - 512),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from insula.control.desk import Desk
-from insula.kit.errors import Invalid
+from insula.kit.errors import Conflict, Invalid
 from insula.model.base import new_uid
 from insula.model.device.cdrom import CDROM, Cdrom, CdromBus, CdromSpec, Medium
 from insula.model.event import Event
@@ -30,6 +30,22 @@ class DriveHasOtherBus(Invalid):
     """The machine's drive is on another bus than was asked for."""
 
     code = "cdrom-has-other-bus"
+
+
+class DriveBusy(Conflict):
+    """Another operation works on the machine's drive."""
+
+    code = "cdrom-busy"
+
+
+def refuse_busy(desk: Desk, machine: Machine) -> None:
+    """Raises DriveBusy: what an operation is to give back must be what was there."""
+    for operation in desk.unfinished(machine.uid):
+        if operation.verb.startswith("cdrom-"):
+            raise DriveBusy(
+                f"The drive of machine '{machine.name}' is busy: '{operation.verb}' works on it.",
+                hint=f"Wait for it: insula op wait {operation.uid}",
+            )
 
 
 async def find_medium(desk: Desk, name: str) -> Medium:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from insula.control.media import DriveHasOtherBus, NoDrive, NotAMedium
+from insula.control.media import DriveBusy, DriveHasOtherBus, NoDrive, NotAMedium
 from insula.kit.clock import utc_now
 from insula.model.base import BadDocument
 from insula.model.device.agent import AgentPort
@@ -145,6 +145,27 @@ async def test_a_guest_that_ejects_while_no_daemon_runs_has_spoken_too(
     await host.boot()
     await until_empty(host)
     assert in_drive(host) is None
+
+
+async def test_one_operation_at_a_time_works_on_a_drive(host: FakeHost, media: ImageStore) -> None:
+    await host.run(cdrom="none")
+    first = await host.submit("cdrom-insert", image="tools")
+    for verb, parameters in [("cdrom-eject", {}), ("cdrom-insert", {"image": "other"})]:
+        with pytest.raises(DriveBusy):
+            await host.submit(verb, **parameters)
+    await host.ended(first.uid)
+    assert in_drive(host) == "tools"
+
+
+async def test_what_was_thrown_out_and_is_inserted_at_once_is_in(host: FakeHost, media: ImageStore) -> None:
+    """The news of the first may come in the middle of the second."""
+    await host.run(cdrom="tools")
+    host.world.machine("web").drive.open_tray()
+    operation = await host.do("cdrom-insert", image="tools")
+    assert operation.state is OperationState.DONE
+    assert in_drive(host) == "tools"
+    await host.do("restart")
+    assert in_drive(host) == "tools"
 
 
 async def test_what_is_no_medium_is_refused(host: FakeHost, media: ImageStore) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from insula.control.desk import NOTHING, Conclusion, Desk, Intent
-from insula.control.media import NoDrive
+from insula.control.media import NoDrive, refuse_busy
 from insula.control.request import VerbRequest
 from insula.model.machine import Machine
 from insula.model.operation import Operation
@@ -11,13 +11,14 @@ from insula.store.protocol import Put
 
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
-    """Raises MachineNotFound, NoDrive, WrongPhase, StaleGeneration. parameters: force."""
+    """Raises MachineNotFound, NoDrive, DriveBusy, WrongPhase, StaleGeneration. parameters: force."""
     machine = desk.find(request.project, request.name).document
     if machine.cdrom is None:
         raise NoDrive(
             f"Machine '{machine.name}' has no CD drive.",
             hint=f"It gets one with its first medium: insula cdrom insert {machine.name} IMAGE",
         )
+    refuse_busy(desk, machine)
     medium = machine.cdrom.medium
     parameters = {
         "force": bool(request.parameters.get("force")),

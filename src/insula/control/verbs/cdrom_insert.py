@@ -6,23 +6,27 @@ is again as it was before.
 
 from __future__ import annotations
 
+from typing import Any
+
 from insula.control.desk import NOTHING, Conclusion, Desk, Intent
-from insula.control.media import DriveHasOtherBus, default_bus, find_medium
+from insula.control.media import DriveHasOtherBus, default_bus, find_medium, refuse_busy
 from insula.control.request import VerbRequest
 from insula.model.base import parse
 from insula.model.device.cdrom import CDROM, Cdrom, Insertion, Medium
 from insula.model.machine import Machine
 from insula.model.operation import Operation
-from insula.store.protocol import Put
+from insula.store.protocol import Change, Put
 
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
-    """Raises MachineNotFound, ImageNotFound, NotAMedium, DriveHasOtherBus, WrongPhase, StaleGeneration.
+    """Raises MachineNotFound, ImageNotFound, NotAMedium, DriveHasOtherBus, DriveBusy, WrongPhase,
+    StaleGeneration.
 
     parameters: image, bus.
     """
     said = parse(Insertion, request.parameters, "insertion")
     machine = desk.find(request.project, request.name).document
+    refuse_busy(desk, machine)
     before = machine.cdrom
     if before is not None and said.bus not in (None, before.bus):
         raise DriveHasOtherBus(
@@ -38,7 +42,7 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     parameters = {
         "image": said.image,
         "bus": bus,
-        "medium_uid": medium.uid,
+        "drive": drive.model_dump(mode="json"),
         "before": before.model_dump(mode="json") if before is not None else None,
     }
     asked = VerbRequest("cdrom-insert", request.project, request.name, parameters, request.if_generation)
@@ -51,22 +55,26 @@ def _was_ejected(desk: Desk, machine: Machine, medium: Medium) -> bool:
 
 
 def conclude(desk: Desk, operation: Operation, succeeded: bool) -> Conclusion:
+    drive, before = operation.parameters["drive"], operation.parameters["before"]
     if succeeded:
-        return Conclusion(
-            events=(desk.event("cdrom.inserted", operation, image=operation.parameters["image"]),)
-        )
+        told = desk.event("cdrom.inserted", operation, image=operation.parameters["image"])
+        # Its guest may have thrown the same medium out just before, and the document have followed that.
+        return Conclusion(_with_drive(desk, operation, drive), (told,))
     # A step that could not be undone: the guest holds on to the medium already, so it is in the drive.
     stays = any(record.name == "insert" and record.state != "undone" for record in operation.steps)
+    return NOTHING if stays else Conclusion(_with_drive(desk, operation, before))
+
+
+def _with_drive(desk: Desk, operation: Operation, said: dict[str, Any] | None) -> tuple[Change, ...]:
+    """The change that gives the machine this drive, or none; nothing where it has it so."""
     stored = desk.store.get(Machine, operation.target)
-    if stays or stored is None or stored.document.cdrom is None:
-        return NOTHING
-    medium, before = stored.document.cdrom.medium, operation.parameters["before"]
-    if medium is None or medium.uid != operation.parameters["medium_uid"]:
-        return NOTHING
-    if before is None:
-        devices = tuple(device for device in stored.document.devices if not isinstance(device, Cdrom))
+    if stored is None:
+        return ()
+    machine = stored.document
+    if said is not None:
+        devices = machine.with_cdrom(Cdrom.model_validate(said))
     else:
-        devices = stored.document.with_cdrom(Cdrom.model_validate(before))
-    if devices == stored.document.devices:
-        return NOTHING
-    return Conclusion((Put(stored.document.next_generation(devices=devices), stored.revision),))
+        devices = tuple(device for device in machine.devices if not isinstance(device, Cdrom))
+    if devices == machine.devices:
+        return ()
+    return (Put(machine.next_generation(devices=devices), stored.revision),)

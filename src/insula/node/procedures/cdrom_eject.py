@@ -11,15 +11,18 @@ import asyncio
 from collections.abc import Sequence
 
 from insula.engine.errors import EngineLost
+from insula.kit.errors import Bug
 from insula.kit.paths import MACHINE_DOCUMENT, write_atomically
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
-from insula.node.procedures.cdrom_insert import PATIENCE, find_drive
+from insula.node.procedures.cdrom_insert import PATIENCE
 from insula.node.procedures.detach import has_ended
 
 
 async def eject(context: MachineContext) -> None:
-    drive = find_drive(context)
+    drive = context.machine.cdrom
+    if drive is None:
+        raise Bug(f"Machine '{context.operation.name}' has lost its drive.")
     if context.instance is not None:
         force = bool(context.parameters.get("force"))
         try:
