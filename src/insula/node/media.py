@@ -48,7 +48,7 @@ async def notice_ejection(store: Store, observer: Observer, instance: Instance, 
         return  # it has ended; or there is no such drive, as a launch before it was given one is adopted
     medium = machine.cdrom.medium
     now = _settled(store, uid)
-    if medium is None or present == medium.uid or now is None or now.cdrom != machine.cdrom:
+    if medium is None or present is not None or now is None or now.cdrom != machine.cdrom:
         return
     await observer.see(ejected=medium.uid)
 
