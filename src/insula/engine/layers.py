@@ -38,7 +38,8 @@ def disk_of_node(node: str) -> str:
 async def find_top(execute: Execute, disk: str) -> str | None:
     """The node that a disk's device stands on now; None when there is no such disk."""
     for entry in await execute("query-block"):
-        if f"/{disk}/" in f"{entry.get('qdev', '')}/" and "inserted" in entry:
+        # A scsi disk is told by its id, one on virtio by the path of what is in the device of that id.
+        if f"/{disk}/" in f"/{entry.get('qdev', '')}/" and "inserted" in entry:
             return str(entry["inserted"]["node-name"])
     return None
 

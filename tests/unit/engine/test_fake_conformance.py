@@ -22,6 +22,7 @@ from insula.engine.agent.protocol import (
 from insula.engine.fake import FakeEngine, FakeMachine, Script, World
 from insula.engine.protocol import AgentPortChanged, Engine, GuestReset, Instance, LaunchPlan, Paused
 from tests.conformance.engine import EngineConformance, launched, next_event, planned
+from tests.conformance.layers import LayersConformance
 
 
 @dataclass
@@ -54,6 +55,10 @@ def bench(tmp_path: Path) -> FakeBench:
 
 
 class TestFakeEngine(EngineConformance):
+    pass
+
+
+class TestLayersOfTheFake(LayersConformance):
     pass
 
 
