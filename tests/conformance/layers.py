@@ -291,9 +291,7 @@ class LayersConformance:
         bottom = names(disk)[0]
         for tag in ("one", "two"):
             await instance.disks.freeze([await new_layer(disk, tag)])
-        merging = asyncio.ensure_future(
-            instance.disks.merge(disk, "disk-two.qcow2", bottom, lambda _: None)
-        )
+        merging = asyncio.ensure_future(instance.disks.merge(disk, "disk-two.qcow2", bottom, lambda _: None))
         await asyncio.sleep(0)
         await instance.detach()
         merging.cancel()
