@@ -43,7 +43,10 @@ class StateTransfer:
 
     def heard(self, event: Event) -> None:
         """A MIGRATION event came (qapi/migration.json)."""
-        self._status.set(str(event["data"]["status"]))
+        status = str(event["data"]["status"])
+        if self._status.value == "begun" and status in _ENDS:
+            return  # of the one before, which was given up: each tells first that it is set up
+        self._status.set(status)
 
     def lost(self) -> None:
         """The monitor is gone: nothing will be heard any more."""
@@ -97,7 +100,9 @@ class StateTransfer:
         """
         try:
             async with asyncio.timeout(_TIMEOUT):
-                while await self._is_busy():
+                while True:
+                    if not await self._is_busy():
+                        return
                     await asyncio.sleep(_LOOK)
         except TimeoutError as error:
             raise EngineLost(f"The state of machine '{self._name}' is still on its way.") from error
