@@ -195,8 +195,8 @@ class QemuInstance:
                 self.disks.hear_released(str(data["device"]))
             case "MIGRATION":
                 self.transfer.heard(event)
-            case "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED":
-                self.disks.merges.hear_ended(str(data["device"]))
+            case "BLOCK_JOB_PENDING" | "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED":
+                self.disks.merges.hear()
             case "VSERPORT_CHANGE":
                 await self._port_changed(bool(data["open"]))
 
