@@ -497,9 +497,10 @@ class FakeEngine:
         machine = self.world.machines.get(instance.plan.directory)
         if machine is None:
             raise EngineLost(f"Machine '{instance.plan.name}' ended before it could be saved.")
-        if stay and machine.state == "running":
-            machine.pause()
+        path.touch()
         await machine.disks.freeze(disks)
+        if stay:
+            machine.pause()
         write(path, json.dumps({"hostname": machine.hostname, "agent_open": machine.port_open.value}))
         return 0.0
 
