@@ -61,6 +61,9 @@ class _Option:
         self.help = help
 
 
+_USAGE = {"1": "{}", "?": "[{}]", "+": "{} ...", "*": "[{} ...]"}  # by count
+
+
 class Parser:
     """The parser of one command, with the options every command has: --json (where it prints data), -q, -v.
 
@@ -226,8 +229,7 @@ class Parser:
         """What --help prints."""
         usage = [f"Usage: insula {self._command} [OPTIONS]"]
         for _, metavar, count, _ in self._positional:
-            shown = {"1": metavar, "?": f"[{metavar}]", "+": f"{metavar} ...", "*": f"[{metavar} ...]"}
-            usage.append(shown[count])
+            usage.append(_USAGE[count].format(metavar))
         if self._guest_command:
             usage.append("-- COMMAND ..." if self._command == "exec" else "[-- COMMAND ...]")
         lines = [" ".join(usage), "", self._summary, ""]
