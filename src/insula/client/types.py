@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-Phase = Literal["created", "starting", "running", "paused", "stopping", "stopped", "crashed"]
+Phase = Literal["created", "starting", "running", "paused", "stopping", "stopped", "crashed", "suspended"]
 
 
 class AcceleratorInfo(TypedDict):

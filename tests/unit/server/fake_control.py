@@ -11,6 +11,7 @@ from typing import Any
 from insula.control.control import MachineState, VerbRequest, VolumeState
 from insula.control.desk import MachineNotFound, StaleGeneration
 from insula.control.port import ExecRequest
+from insula.control.snapshots import Losses, SnapshotNotFound, SnapshotState
 from insula.control.volumes import VolumeNotFound
 from insula.engine.agent.protocol import ExitStatus, command_not_found
 from insula.engine.errors import ConsoleBusy
@@ -217,6 +218,29 @@ class FakeNode:
             self.log_closed.set()
 
 
+class FakeSnapshots:
+    """Those of machine 'web' alone."""
+
+    def __init__(self) -> None:
+        self.states: list[SnapshotState] = []
+        self.lost = Losses(since=NOW, memory=True, written_bytes={"data": 2**20}, detached=("logs",))
+
+    def all(self, project: str, name: str) -> list[SnapshotState]:
+        if (project, name) != ("default", "web"):
+            raise MachineNotFound(f"There is no machine '{name}' in project '{project}'.", hint="insula ls")
+        return self.states
+
+    def find(self, project: str, name: str, snapshot: str) -> SnapshotState:
+        for state in self.all(project, name):
+            if state.document.name == snapshot:
+                return state
+        raise SnapshotNotFound(f"Machine '{name}' has no snapshot '{snapshot}'.", hint="insula snapshot ls")
+
+    def losses(self, project: str, name: str, snapshot: str) -> Losses:
+        self.find(project, name, snapshot)
+        return self.lost
+
+
 @dataclass
 class FakeControl:
     """outcome: how operations end, and when: at once unless `holds`."""
@@ -224,6 +248,7 @@ class FakeControl:
     node: FakeNode = field(default_factory=FakeNode)
     machines: dict[tuple[str, str], MachineState] = field(default_factory=dict)
     volumes: dict[tuple[str, str], VolumeState] = field(default_factory=dict)
+    snapshots: FakeSnapshots = field(default_factory=FakeSnapshots)
     requests: list[VerbRequest] = field(default_factory=list)
     operations: dict[str, Cell[Operation]] = field(default_factory=dict)
     changes: Cell[int] = field(default_factory=lambda: Cell(0))

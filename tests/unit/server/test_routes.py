@@ -150,7 +150,7 @@ async def test_create(api: httpx.AsyncClient, control: FakeControl) -> None:
     assert request.parameters["spec"]["memory"] == 2**30
 
 
-@pytest.mark.parametrize("verb", ["start", "reset", "pause", "resume", "kill", "stop", "restart"])
+@pytest.mark.parametrize("verb", ["start", "reset", "pause", "resume", "suspend", "kill", "stop", "restart"])
 @pytest.mark.parametrize("body", [None, {}])
 async def test_verbs_without_parameters(
     api: httpx.AsyncClient, control: FakeControl, verb: str, body: dict[str, str] | None
@@ -164,6 +164,7 @@ async def test_verbs_without_parameters(
 async def test_verbs_with_parameters(api: httpx.AsyncClient, control: FakeControl) -> None:
     await api.post(f"{WEB}/stop", json={"timeout": "1m30s", "force": False})
     await api.post(f"{WEB}/restart", json={"timeout": 5})
+    await api.post(f"{WEB}/start", json={"cold": True})
     await api.post(f"{WEB}/rename", json={"name": "new"})
     await api.post(f"{WEB}/cdrom-insert", json={"image": "tools", "bus": "scsi"})
     await api.post(f"{WEB}/cdrom-eject")
@@ -172,6 +173,7 @@ async def test_verbs_with_parameters(api: httpx.AsyncClient, control: FakeContro
     assert [(request.verb, request.parameters) for request in control.requests] == [
         ("stop", {"timeout": 90.0, "force": False}),
         ("restart", {"timeout": 5.0}),
+        ("start", {"cold": True}),
         ("rename", {"name": "new"}),
         ("cdrom-insert", {"image": "tools", "bus": "scsi"}),
         ("cdrom-eject", {}),
