@@ -14,6 +14,7 @@ from insula.model.template import TemplateView
 from insula.storage.recipe import Recipe
 
 if TYPE_CHECKING:
+    from insula.control.housekeeping import Housekeeping
     from insula.storage.catalogue import CatalogueEntry
 
 
@@ -36,6 +37,10 @@ class ExecRequest:
 
 class NodePort(Protocol):
     """What a node does for control at once, without an operation."""
+
+    @property
+    def housekeeping(self) -> Housekeeping:
+        """What looks after the home's files."""
 
     def nudge(self, uid: str) -> None:
         """Something was written that concerns the machine, image or template `uid`: look at it now."""

@@ -99,8 +99,14 @@ class Captures:
         """Remove what a daemon that died has left and nobody needs."""
         if self._root.is_dir():
             for path in sorted(self._root.iterdir()):
-                if not self._is_needed(path.name):
-                    await self.remove(path.name)
+                await self.drop_unneeded(path.name)
+
+    async def drop_unneeded(self, uid: str) -> bool:
+        """Remove a capture unless an operation needs it; whether it was removed."""
+        if self._is_needed(uid) or not self.directory(uid).exists():
+            return False
+        await self.remove(uid)
+        return True
 
     def _is_needed(self, uid: str) -> bool:
         operations = (stored.document for stored in self._store.all(Operation))

@@ -1,0 +1,178 @@
+"""What a reader saw of a home, and what the ledger remembers: the values that everything is judged from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from insula.model.machine import Machine
+from insula.model.operation import Operation
+from insula.model.snapshot import Snapshot
+from insula.model.volume import Volume
+
+Section = Literal[
+    "machines",
+    "volumes",
+    "snapshots",
+    "templates",
+    "captures",
+    "blobs",
+    "claims",
+    "names",
+    "builds",
+    "downloads",
+    "home",
+    "images",
+]
+
+
+@dataclass(frozen=True)
+class SeenFile:
+    """A file, or a directory, of an entry. name: relative to the entry, "" for the entry itself.
+
+    inode: (device, number). allocated: bytes on the disk. links: how many names it has, anywhere. changed:
+    its content, seconds since 1970. backing: the file that a qcow2 disk stands on: its name within the entry,
+    or a whole path. resolves: whether that is there. damage: why a disk's header cannot be read.
+    """
+
+    name: str
+    kind: Literal["file", "directory", "other"]
+    inode: tuple[int, int]
+    allocated: int
+    links: int = 1
+    changed: float = 0.0
+    backing: str | None = None
+    resolves: bool = True
+    damage: str = ""
+
+    @property
+    def base(self) -> str:
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class SeenEntry:
+    """Something that comes and goes as a whole. files: itself first.
+
+    outside: its section is reached by a link, so that nothing of it may be removed here. memory: of the host
+    that it holds. lives: a process lives in it. busy: somebody is at it who says so himself (a lock; the
+    templates). whole: it is a template, or names a blob that is there. title: what people call it.
+    holders: who has a claim on a blob, and the names that lead to it.
+    """
+
+    section: Section
+    name: str
+    path: str
+    files: tuple[SeenFile, ...]
+    outside: bool = False
+    memory: int | None = None
+    lives: bool = False
+    busy: bool = False
+    whole: bool = False
+    title: str = ""
+    holders: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+
+    @property
+    def is_directory(self) -> bool:
+        return bool(self.files) and self.files[0].kind == "directory"
+
+    @property
+    def changed(self) -> float:
+        return self.files[0].changed if self.files else 0.0
+
+    def file(self, name: str) -> SeenFile | None:
+        return next((file for file in self.files if file.name == name), None)
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A process whose directory, once in this home, is gone. keeper: it only keeps a frozen machine's memory.
+
+    start_time: of /proc/PID/stat, so that nobody else is meant.
+    """
+
+    pid: int
+    start_time: int
+    directory: str
+    keeper: bool
+    memory: int = 0
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A home as it was from `began` (seconds since 1970) on."""
+
+    began: float
+    entries: tuple[SeenEntry, ...]
+    strays: tuple[Stray, ...] = ()
+
+    def of(self, section: Section) -> Iterator[SeenEntry]:
+        return (entry for entry in self.entries if entry.section == section)
+
+    def find(self, section: Section, name: str) -> SeenEntry | None:
+        return next((entry for entry in self.of(section) if entry.name == name), None)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What is remembered. busy: uid -> the unfinished operation that names it. gone: uid -> an ended one."""
+
+    machines: Mapping[str, Machine] = field(default_factory=dict)
+    volumes: Mapping[str, Volume] = field(default_factory=dict)
+    snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
+    busy: Mapping[str, str] = field(default_factory=dict)
+    gone: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        machines: Iterable[Machine],
+        volumes: Iterable[Volume],
+        snapshots: Iterable[Snapshot],
+        operations: Iterable[Operation],
+    ) -> Ledger:
+        busy: dict[str, str] = {}
+        gone: dict[str, str] = {}
+        for operation in operations:
+            if operation.target_kind == "system":
+                continue  # they name what they look at
+            ended = operation.state.is_final
+            said = f"{operation.verb} of '{operation.name}'" + (f", {operation.state}" if ended else "")
+            for uid in _named_by(operation):
+                (gone if ended else busy)[uid] = said
+        return cls(
+            {document.uid: document for document in machines},
+            {document.uid: document for document in volumes},
+            {document.uid: document for document in snapshots},
+            busy,
+            gone,
+        )
+
+    @property
+    def digests(self) -> dict[str, list[str]]:
+        """Digest of an image -> names of this home's machines that need its files."""
+        found: dict[str, list[str]] = {}
+        for machine in self.machines.values():
+            found.setdefault(machine.image.digest, []).append(machine.name)
+        return found
+
+
+def _named_by(operation: Operation) -> Iterator[str]:
+    yield operation.uid
+    yield operation.target
+    yield from _strings(operation.parameters)
+    yield from _strings(operation.remembered)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string in a JSON value: a verb that is yet to be written keeps what it names, too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _strings(inner)
