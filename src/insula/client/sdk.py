@@ -12,6 +12,7 @@ from insula.client.host import HostItself
 from insula.client.images import ImagesOfHost
 from insula.client.machine import ExecResult, Machine
 from insula.client.operation import Operation
+from insula.client.system import System
 from insula.client.transport import Transport
 from insula.client.volume import Volume
 from insula.client.volumes import VolumesOfHost
@@ -36,6 +37,11 @@ class Client(ImagesOfHost, VolumesOfHost, HostItself):
 
     def __init__(self, home: str | os.PathLike[str] | None = None, *, start: bool = True) -> None:
         self.transport = Transport(home, start=start)
+
+    @property
+    def system(self) -> System:
+        """What its files take, what is wrong with them, and removing what nobody needs."""
+        return System(self.transport)
 
     def machines(self, project: str | None = None) -> list[Machine]:
         """All machines (of a project), each with its `last_info`."""

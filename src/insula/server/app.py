@@ -8,7 +8,18 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from insula.control.control import Control
-from insula.server import daemon, events, host, images, machines, operations, templates, verbs, volumes
+from insula.server import (
+    daemon,
+    events,
+    host,
+    images,
+    machines,
+    operations,
+    system,
+    templates,
+    verbs,
+    volumes,
+)
 from insula.server.desk import Desk
 from insula.server.gate import Gate
 from insula.server.handlers import install_handlers
@@ -31,6 +42,7 @@ _TAGS = [
     {"name": "images", "description": "What machines are made from."},
     {"name": "templates", "description": "Frozen machines that launches are forked from."},
     {"name": "events", "description": "Transitions, in order, as they happen."},
+    {"name": "system", "description": "What the files of a home take, and what is wrong with them."},
     {"name": "host", "description": "What the host has and lacks."},
     {"name": "daemon", "description": "The daemon itself."},
 ]
@@ -65,7 +77,7 @@ def create_app(control: Control, info: DaemonInfo) -> FastAPI:
     app.state.desk = Desk(control, info)
     app.add_middleware(Gate, daemon=info)
     install_handlers(app)
-    for room in (machines, verbs, volumes, operations, images, templates, events, host, daemon):
+    for room in (machines, verbs, volumes, operations, images, templates, events, system, host, daemon):
         app.include_router(room.router)
     app.router.routes.extend(ROUTES)
     return app
