@@ -167,11 +167,15 @@ class Pruning:
         """What is dead beside the images, their own store knows best, under its lock."""
         if not problems:
             return
-        await self._rooms.images.sweep()
-        await asyncio.to_thread(self._rooms.images.drop_dead_claims)
+        why = "Somebody is at it by now, or it could not be removed."
+        try:
+            await self._rooms.images.sweep()
+            await asyncio.to_thread(self._rooms.images.drop_dead_claims)
+        except OSError as error:
+            why = error.strerror or str(error)
         for problem in problems:
             if os.path.lexists(problem.path):
-                self._pruned.stays(problem, "Somebody is at it by now, or it could not be removed.")
+                self._pruned.stays(problem, why)
             else:
                 self._pruned.gone(problem, problem.size_bytes)
 

@@ -76,7 +76,9 @@ def _of_entry(entry: SeenEntry, belonging: Belonging) -> Iterator[StoreProblem]:
     elif state == "kept" or state == "foreign":
         yield StoreProblem(
             code="kept-ledger" if state == "kept" else "foreign",
-            what="A damaged ledger is kept" if state == "kept" else f"'{entry.name}' is not Insula's",
+            what="A damaged ledger is kept"
+            if state == "kept"
+            else f"What is called '{entry.name}' is not Insula's",
             path=entry.path,
             why=_sentence(belonging.reason),
             mend=f"Once you need it no more: rm -r '{entry.path}'",
