@@ -11,9 +11,10 @@ from insula.cli.main import commands, run
 
 REFERENCE = Path(__file__).parents[3] / "docs" / "reference" / "cli.md"
 IMAGE = [f"image {verb}" for verb in ("ls", "info", "pull", "import", "export", "build", "rm", "prune")]
+SYSTEM = [f"system {verb}" for verb in ("df", "check", "prune")]
 
 
-@pytest.mark.parametrize("name", [*commands(), *IMAGE, "op ls", "op wait", "daemon status"])
+@pytest.mark.parametrize("name", [*commands(), *IMAGE, *SYSTEM, "op ls", "op wait", "daemon status"])
 def test_reference_is_complete(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*name.split(), "--help"]) == 0
     reference = REFERENCE.read_text()
