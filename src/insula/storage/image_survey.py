@@ -1,4 +1,7 @@
-"""What is in a directory of images: its names, files, claims, builds and downloads, and who is at them."""
+"""What is in a directory of images: its names, files, claims, builds and downloads, and who is at them.
+
+The other half of `images`, whose layout and locks it knows: that one changes what is there, this one looks.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from insula.storage.images import BLOBS, BUILDS, CLAIMS, DOWNLOADS, LOCK, MANIFEST, ImageStore, is_locked
+from insula.storage.images import (
+    _BLOBS,
+    _BUILDS,
+    _CLAIMS,
+    _DOWNLOADS,
+    _LOCK,
+    MANIFEST,
+    ImageStore,
+    _is_locked,
+)
 
 Room = Literal["blobs", "claims", "names", "builds", "downloads", "images"]
 
@@ -34,7 +46,7 @@ def survey(store: ImageStore) -> list[Kept]:
     """Everything there. The store's lock is held for a moment, so that nothing is seen half made."""
     if not store.root.is_dir():
         return []
-    with store.locked():
+    with store._locked():
         return [*_names(store), *_blobs(store), *_claims(store), *_works(store), *_rest(store)]
 
 
@@ -46,9 +58,9 @@ def _names(store: ImageStore) -> Iterator[Kept]:
 
 def _blobs(store: ImageStore) -> Iterator[Kept]:
     leading: dict[Path, list[str]] = {}
-    for name in store.names():
+    for name in store._names():
         leading.setdefault((store.root / name).resolve(), []).append(name)
-    for path in _list(store.root / BLOBS):
+    for path in _list(store.root / _BLOBS):
         yield Kept(
             "blobs",
             path,
@@ -67,26 +79,26 @@ def _title(blob: Path) -> str:
 
 
 def _holders(store: ImageStore, digest: str) -> Iterator[str]:
-    for claim in _list(store.root / CLAIMS / digest):
+    for claim in _list(store.root / _CLAIMS / digest):
         holder = Path(claim.read_text())
         if holder.is_dir():
             yield str(holder)
 
 
 def _claims(store: ImageStore) -> Iterator[Kept]:
-    for path in _list(store.root / CLAIMS):
-        yield Kept("claims", path, whole=(store.root / BLOBS / path.name).is_dir())
+    for path in _list(store.root / _CLAIMS):
+        yield Kept("claims", path, whole=(store.root / _BLOBS / path.name).is_dir())
 
 
 def _works(store: ImageStore) -> Iterator[Kept]:
-    for path in _list(store.root / BUILDS):
-        yield Kept("builds", path, busy=is_locked(path / LOCK))
-    for path in _list(store.root / DOWNLOADS):
-        yield Kept("downloads", path, busy=is_locked(path / LOCK))
+    for path in _list(store.root / _BUILDS):
+        yield Kept("builds", path, busy=_is_locked(path / _LOCK))
+    for path in _list(store.root / _DOWNLOADS):
+        yield Kept("downloads", path, busy=_is_locked(path / _LOCK))
 
 
 def _rest(store: ImageStore) -> Iterator[Kept]:
-    rooms = (BLOBS, CLAIMS, BUILDS, DOWNLOADS)
+    rooms = (_BLOBS, _CLAIMS, _BUILDS, _DOWNLOADS)
     for path in sorted(store.root.iterdir()):
         if not path.is_symlink() and path.name not in rooms:
             yield Kept("images", path)

@@ -30,9 +30,9 @@ from insula.storage.errors import DownloadFailed, ImageNameTaken, ImageNotFound
 from insula.storage.packages import SCRATCH_LINK, remove_tree
 
 MANIFEST = "manifest.json"
-BLOBS, CLAIMS, BUILDS, DOWNLOADS = "blobs", "claims", "builds", "downloads"
+_BLOBS, _CLAIMS, _BUILDS, _DOWNLOADS = "blobs", "claims", "builds", "downloads"
 KEEP_DOWNLOADS = 86400.0  # seconds that a part of a download waits for somebody to go on with it
-LOCK = ".lock"
+_LOCK = ".lock"
 
 
 class ImageStore:
@@ -47,11 +47,11 @@ class ImageStore:
 
     def list(self) -> list[Image]:
         """Every image by name, sorted."""
-        return [self._read(self.root / name) for name in self.names()]
+        return [self._read(self.root / name) for name in self._names()]
 
     def get(self, name: str) -> Image:
         """The image that the name means now. Raises ImageNotFound."""
-        if name not in self.names():
+        if name not in self._names():
             raise self._unknown(name)
         return self._read(self.root / name)
 
@@ -75,9 +75,9 @@ class ImageStore:
 
         Asking twice changes nothing; nobody need release it. Raises ImageNotFound.
         """
-        with self.locked():
+        with self._locked():
             self.blob(digest)
-            claims = self.root / CLAIMS / self._blob(digest).name
+            claims = self.root / _CLAIMS / self._blob(digest).name
             claims.mkdir(parents=True, exist_ok=True)
             write_atomically(claims / holder.name, str(holder.absolute()), mode=0o644)
 
@@ -86,7 +86,7 @@ class ImageStore:
 
         in_use: digests that this home's machines use. Raises ImageNotFound.
         """
-        with self.locked():
+        with self._locked():
             digest = self.get(name).digest
             (self.root / name).unlink()
             return self._drop_if_unused(digest, in_use)
@@ -95,10 +95,10 @@ class ImageStore:
         """Remove the files of images that no name means and nobody uses; their digests. Parts of downloads
         go too."""
         self._drop_downloads(0.0)
-        if not (self.root / BLOBS).is_dir():
+        if not (self.root / _BLOBS).is_dir():
             return ()
-        with self.locked():
-            digests = [self._digest(path.name) for path in sorted((self.root / BLOBS).iterdir())]
+        with self._locked():
+            digests = [self._digest(path.name) for path in sorted((self.root / _BLOBS).iterdir())]
             return tuple(digest for digest in digests if self._drop_if_unused(digest, in_use))
 
     @contextmanager
@@ -107,10 +107,10 @@ class ImageStore:
 
         It lives as long as we do: a lock tells other processes so, which the kernel gives up when we die.
         """
-        with self.locked():
-            work = self.root / BUILDS / secrets.token_hex(6)
+        with self._locked():
+            work = self.root / _BUILDS / secrets.token_hex(6)
             (work / "image").mkdir(parents=True)
-            descriptor = os.open(work / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
             yield work
@@ -125,10 +125,10 @@ class ImageStore:
 
         Raises DownloadFailed when another process is at it.
         """
-        directory = self.root / DOWNLOADS / key
-        with self.locked():
+        directory = self.root / _DOWNLOADS / key
+        with self._locked():
             directory.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -147,7 +147,7 @@ class ImageStore:
 
     def require_free_name(self, name: str) -> None:
         """Raises ImageNameTaken."""
-        if name in self.names():
+        if name in self._names():
             raise ImageNameTaken(
                 f"There is an image '{name}' already.",
                 hint="Choose another name with --name, or put this one in its place with --replace; "
@@ -167,7 +167,7 @@ class ImageStore:
             path.chmod(0o444)
             _sync(path)
         _sync(files)
-        with self.locked():
+        with self._locked():
             if not replace:
                 self.require_free_name(image.name)
             blob = self._blob(image.digest)
@@ -187,12 +187,12 @@ class ImageStore:
         What a build's programs still write while they die is left for the next sweep.
         """
         dropped = self._drop_downloads(KEEP_DOWNLOADS)
-        if not (self.root / BUILDS).is_dir():
+        if not (self.root / _BUILDS).is_dir():
             return dropped
         dead = []
-        with self.locked():
-            for work in sorted((self.root / BUILDS).iterdir()):
-                if not is_locked(work / LOCK):
+        with self._locked():
+            for work in sorted((self.root / _BUILDS).iterdir()):
+                if not _is_locked(work / _LOCK):
                     dead.append(work)
             for link in self.root.glob(".*"):
                 if link.is_symlink():
@@ -206,31 +206,30 @@ class ImageStore:
 
     def drop_dead_claims(self) -> tuple[Path, ...]:
         """Remove the claims on images that are gone: their removal was cut short. What was removed."""
-        if not (self.root / CLAIMS).is_dir():
+        if not (self.root / _CLAIMS).is_dir():
             return ()
-        with self.locked():
-            claims = sorted((self.root / CLAIMS).iterdir())
-            dead = [path for path in claims if not (self.root / BLOBS / path.name).is_dir()]
+        with self._locked():
+            claims = sorted((self.root / _CLAIMS).iterdir())
+            dead = [path for path in claims if not (self.root / _BLOBS / path.name).is_dir()]
             for path in dead:
                 shutil.rmtree(path)
         return tuple(dead)
 
     def _drop_downloads(self, age: float) -> tuple[Path, ...]:
         """Remove the parts of downloads that nobody is at and that are older than `age` seconds."""
-        if not (self.root / DOWNLOADS).is_dir():
+        if not (self.root / _DOWNLOADS).is_dir():
             return ()
-        with self.locked():
+        with self._locked():
             old = [
                 path
-                for path in sorted((self.root / DOWNLOADS).iterdir())
-                if path.stat().st_mtime <= time.time() - age and not is_locked(path / LOCK)
+                for path in sorted((self.root / _DOWNLOADS).iterdir())
+                if path.stat().st_mtime <= time.time() - age and not _is_locked(path / _LOCK)
             ]
             for path in old:
                 shutil.rmtree(path)
         return tuple(old)
 
-    def names(self) -> tuple[str, ...]:
-        """Every image's name, sorted."""
+    def _names(self) -> tuple[str, ...]:
         if not self.root.is_dir():
             return ()
         links = [path.name for path in self.root.iterdir() if path.is_symlink()]
@@ -240,13 +239,13 @@ class ImageStore:
         return Image.model_validate_json((directory / MANIFEST).read_bytes())
 
     def _blob(self, digest: str) -> Path:
-        return self.root / BLOBS / digest.removeprefix("sha256:")
+        return self.root / _BLOBS / digest.removeprefix("sha256:")
 
     def _digest(self, name: str) -> str:
         return f"sha256:{name}"
 
     def _unknown(self, name: str) -> ImageNotFound:
-        names = self.names()
+        names = self._names()
         recipe = name in self._buildable
         guess = None if recipe else nearest(name, sorted({*names, *self._buildable}))
         hint = f"Build it: insula image build {name}" if recipe else ""
@@ -260,26 +259,25 @@ class ImageStore:
 
     def _drop_if_unused(self, digest: str, in_use: Collection[str]) -> bool:
         blob = self._blob(digest)
-        named = any((self.root / name).resolve() == blob.resolve() for name in self.names())
+        named = any((self.root / name).resolve() == blob.resolve() for name in self._names())
         if named or digest in in_use or self._is_claimed(blob.name):
             return False
         # Out of sight in one step, so that a crash leaves a dead build for `sweep` and never half an image.
-        grave = self.root / BUILDS / secrets.token_hex(6)
+        grave = self.root / _BUILDS / secrets.token_hex(6)
         grave.parent.mkdir(exist_ok=True)
         blob.rename(grave)
         shutil.rmtree(grave)
-        shutil.rmtree(self.root / CLAIMS / blob.name, ignore_errors=True)
+        shutil.rmtree(self.root / _CLAIMS / blob.name, ignore_errors=True)
         return True
 
     def _is_claimed(self, name: str) -> bool:
-        claims = self.root / CLAIMS / name
+        claims = self.root / _CLAIMS / name
         return claims.is_dir() and any(Path(claim.read_text()).is_dir() for claim in claims.iterdir())
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Nobody else changes what is here meanwhile: for moments only."""
+    def _locked(self) -> Iterator[None]:
         self.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(self.root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -287,8 +285,7 @@ class ImageStore:
             os.close(descriptor)
 
 
-def is_locked(path: Path) -> bool:
-    """Whether somebody lives who holds this lock; asked only while the store is `locked`."""
+def _is_locked(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -116,6 +116,16 @@ def test_an_ended_operation_makes_it_an_orphan_and_an_unfinished_one_outweighs_i
     assert judge(entry("machines", UID), ledger(ended, begun), BEGAN).state == "making"
 
 
+def test_what_was_only_named_may_have_been_lost_before() -> None:
+    """A volume that no ledger could recover, and a machine that is rid of it since."""
+    detach = operation("1" * 16, OperationState.DONE, verb="detach", parameters={"volume_uid": UID})
+    assert judge(entry("volumes", UID), ledger(detach), BEGAN).state == "lost"
+    clone = operation("1" * 16, OperationState.DONE, verb="volume-clone", parameters={"source_uid": UID})
+    assert judge(entry("volumes", UID), ledger(clone), BEGAN).state == "lost"
+    fork = operation("1" * 16, OperationState.FAILED, verb="fork", parameters={"siblings": [UID]})
+    assert judge(entry("machines", UID), ledger(fork), BEGAN).state == "orphan"
+
+
 def test_our_own_operations_name_what_they_look_at() -> None:
     mine = operation("system:store", OperationState.DONE, target_kind="system", parameters={"lost": [UID]})
     assert judge(entry("machines", UID), ledger(mine), BEGAN).state == "lost"

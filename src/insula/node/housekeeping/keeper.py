@@ -38,8 +38,11 @@ class Housekeeper:
         sight, ledger = await look(self._rooms)
         home = self._rooms.home
         free = shutil.disk_usage(home.root).free
-        judged = judge_all(sight, ledger)
-        return sum_up(sight, ledger, judged, utc_now(), str(home.root), str(home.images), free)
+        # In a thread, as all that follows a look: it is pure, and a large home must keep nobody waiting.
+        judged = await asyncio.to_thread(judge_all, sight, ledger)
+        return await asyncio.to_thread(
+            sum_up, sight, ledger, judged, utc_now(), str(home.root), str(home.images), free
+        )
 
     async def check(self) -> StoreCheck:
         found = await self.judge()
@@ -48,11 +51,14 @@ class Housekeeper:
     async def judge(self) -> Judgement:
         """Look, and judge; what only seemed to miss, since it came meanwhile, is left out."""
         sight, ledger = await look(self._rooms)
-        judged = judge_all(sight, ledger)
-        home = self._rooms.home
-        found = find_problems(sight, ledger, judged, str(home.root), str(home.images))
-        problems = await asyncio.to_thread(lambda: tuple(filter(_still_holds, found)))
-        return Judgement(sight, ledger, judged, problems)
+        root, images = str(self._rooms.home.root), str(self._rooms.home.images)
+
+        def conclude() -> Judgement:
+            judged = judge_all(sight, ledger)
+            found = find_problems(sight, ledger, judged, root, images)
+            return Judgement(sight, ledger, judged, tuple(filter(_still_holds, found)))
+
+        return await asyncio.to_thread(conclude)
 
 
 def _still_holds(problem: StoreProblem) -> bool:

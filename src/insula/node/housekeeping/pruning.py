@@ -22,7 +22,7 @@ from insula.model.operation import Progress
 from insula.node.housekeeping.keeper import Housekeeper, Judgement
 from insula.node.housekeeping.reading import CLOCK_GRAIN, DISK_SECTIONS, look_at, read_ledger, room_of
 from insula.node.rooms import Rooms
-from insula.planner.housekeeping.belonging import REMOVING, Belonging, find_leftovers, judge
+from insula.planner.housekeeping.belonging import NEW_PATIENCE, REMOVING, Belonging, find_leftovers, judge
 from insula.planner.housekeeping.sight import Section, SeenEntry
 from insula.planner.housekeeping.usage import freed_by
 
@@ -153,9 +153,11 @@ class Pruning:
             status = path.lstat()
         except FileNotFoundError:
             return
-        if stat.S_ISREG(status.st_mode):
-            path.unlink()
-            self._pruned.gone(problem, problem.size_bytes)
+        if not stat.S_ISREG(status.st_mode) or status.st_mtime >= time.time() - NEW_PATIENCE:
+            self._pruned.stays(problem, "Somebody has written it anew.")
+            return
+        path.unlink()
+        self._pruned.gone(problem, problem.size_bytes)
 
     async def _end_stray(self, problem: StoreProblem) -> None:
         room = Path(problem.path).parent

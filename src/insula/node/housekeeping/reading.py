@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
+from insula.engine.process import is_locked
 from insula.engine.protocol import Engine
 from insula.engine.strays import find_strays
 from insula.kit.errors import InsulaError
@@ -123,8 +124,7 @@ def _see_if_there(engine: Engine, section: Section, path: Path) -> SeenEntry | N
     if entry is None or not entry.is_directory:
         return entry
     outside = entry.outside or (section != "home" and path.parent.is_symlink())
-    lives = section == "machines" and (path / PID_FILE).exists() and engine.read_exit(path) is None
-    return replace(entry, outside=outside, lives=lives, memory=engine.frozen_bytes(path))
+    return replace(entry, outside=outside, memory=engine.frozen_bytes(path))
 
 
 def _see(section: Section, path: Path) -> SeenEntry | None:
@@ -208,11 +208,19 @@ def _is_there(entry: SeenEntry) -> bool:
 
 
 def _as_now(entry: SeenEntry, rooms: Rooms) -> SeenEntry:
-    """A template is made without a record of its own: only who makes templates knows how it stands."""
+    if entry.section == "machines" and entry.is_directory:
+        return replace(entry, lives=_lives(Path(entry.path), rooms.engine))
     if entry.section != "templates":
         return entry
+    # A template is made without a record of its own: only who makes templates knows how it stands.
     templates = rooms.templates
     title = next((view.image.name for view in templates.all() if view.key == entry.name), "")
     return replace(
         entry, busy=templates.is_busy(entry.name), whole=templates.is_whole(entry.name), title=title
     )
+
+
+def _lives(directory: Path, engine: Engine) -> bool:
+    """Whether a process runs in it. To ask takes its lock for a moment: in the loop, where no launch is just
+    about to."""
+    return is_locked(directory) or ((directory / PID_FILE).exists() and engine.read_exit(directory) is None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from insula.model.machine import Machine
@@ -112,7 +113,11 @@ class Sight:
         return (entry for entry in self.entries if entry.section == section)
 
     def find(self, section: Section, name: str) -> SeenEntry | None:
-        return next((entry for entry in self.of(section) if entry.name == name), None)
+        return self._index.get((section, name))
+
+    @cached_property
+    def _index(self) -> dict[tuple[Section, str], SeenEntry]:
+        return {(entry.section, entry.name): entry for entry in self.entries}
 
 
 @dataclass(frozen=True)
@@ -136,12 +141,13 @@ class Ledger:
         busy: dict[str, str] = {}
         gone: dict[str, str] = {}
         for operation in operations:
+            said = f"{operation.verb} of '{operation.name}'"
             if operation.target_kind == "system":
                 continue  # they name what they look at
-            ended = operation.state.is_final
-            said = f"{operation.verb} of '{operation.name}'" + (f", {operation.state}" if ended else "")
-            for uid in _named_by(operation):
-                (gone if ended else busy)[uid] = said
+            if not operation.state.is_final:
+                busy.update(dict.fromkeys(_named_by(operation), said))
+            else:
+                gone.update(dict.fromkeys(_known_by(operation), f"{said}, {operation.state}"))
         return cls(
             {document.uid: document for document in machines},
             {document.uid: document for document in volumes},
@@ -157,6 +163,18 @@ class Ledger:
         for machine in self.machines.values():
             found.setdefault(machine.image.digest, []).append(machine.name)
         return found
+
+
+# Verbs that make documents besides their target's -> the parameter with their uids.
+_MAKES = {"fork": "siblings"}
+
+
+def _known_by(operation: Operation) -> Iterator[str]:
+    """uids whose documents this ledger had when the operation was asked for, and has no more if they are
+    absent now: somebody wanted that. What is only named may have been lost long before: a volume that a
+    machine is rid of, say."""
+    yield operation.target
+    yield from _strings(operation.parameters.get(_MAKES.get(operation.verb, ""), ()))
 
 
 def _named_by(operation: Operation) -> Iterator[str]:

@@ -165,7 +165,7 @@ def _of_machines(sight: Sight, ledger: Ledger, home: str, images: str) -> Iterat
                 yield _missing("missing-directory", f"{what} has no directory", path, mend)
             continue
         for disk in machine.devices:
-            if isinstance(disk, Disk) and disk.source != "volume":
+            if isinstance(disk, Disk) and disk.source in ("image", "seed"):
                 yield from _of_disk(entry, disk.file, what, f"insula rm -f {machine.name}")
         if sight.find("blobs", digest) is None and _needs_image(machine, entry):
             yield _missing(
