@@ -12,7 +12,6 @@ from insula.client.host import HostItself
 from insula.client.images import ImagesOfHost
 from insula.client.machine import ExecResult, Machine
 from insula.client.operation import Operation
-from insula.client.system import System
 from insula.client.transport import Transport
 from insula.client.volume import Volume
 from insula.client.volumes import VolumesOfHost
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.client.operation import Progress
+    from insula.client.system import System
     from insula.client.types import MachineInfo
 
 __all__ = ["Client", "ExecResult", "Machine", "Operation", "Volume", "connect", "run"]
@@ -41,6 +41,8 @@ class Client(ImagesOfHost, VolumesOfHost, HostItself):
     @property
     def system(self) -> System:
         """What its files take, what is wrong with them, and removing what nobody needs."""
+        from insula.client.system import System
+
         return System(self.transport)
 
     def machines(self, project: str | None = None) -> list[Machine]:

@@ -136,7 +136,11 @@ async def test_what_the_ledger_has_never_heard_of_is_lost_and_kept(host: FakeHos
     assert found.code == f"lost-{room.removesuffix('s')}"
     assert found.remedy == "lost"
     assert f"--lost {directory.name}" in found.mend
-    assert "--recover-ledger" in found.mend
+    assert "--recover-ledger" not in found.mend
+    document = directory / f"{room.removesuffix('s')}.json"
+    document.write_text("{}")
+    age(directory)
+    assert "--recover-ledger" in (await problem(host)).mend
     assert (await prune(host))["removed"] == []
     assert (directory / "file").exists()
     outcome = await prune(host, lost=[directory.name])

@@ -38,7 +38,8 @@ def sum_up(
         usage for kind in get_args(PartKind) if (usage := _sum_kind(kind, sight, ledger, judged)) is not None
     )
     everything = _measure([file for entry, _ in judged for file in entry.files])
-    memory = sum(part.memory_bytes for part in parts) + sum(stray.memory for stray in sight.strays)
+    stray = sum(stray.memory for stray in sight.strays)
+    memory = sum(part.memory_bytes for part in parts) + stray
     return Usage(
         looked=looked,
         home=home,
@@ -47,7 +48,7 @@ def sum_up(
         kinds=kinds,
         total=everything.changed(memory_bytes=memory),
         reclaimable_bytes=_reclaimable(judged, sight, ledger),
-        reclaimable_memory_bytes=sum(kind.reclaimable_memory_bytes for kind in kinds),
+        reclaimable_memory_bytes=sum(kind.reclaimable_memory_bytes for kind in kinds) + stray,
         parts=parts,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from insula.kit.paths import SNAPSHOT_STATE, VOLUME_DISK
+from insula.kit.paths import MACHINE_DOCUMENT, SNAPSHOT_DOCUMENT, SNAPSHOT_STATE, VOLUME_DISK, VOLUME_DOCUMENT
 from insula.model.device.disk import Disk
 from insula.model.housekeeping import StoreProblem
 from insula.model.machine import Machine
@@ -59,8 +59,7 @@ def _of_entry(entry: SeenEntry, belonging: Belonging) -> Iterator[StoreProblem]:
             what=f"{_what(entry, noun)} has lost its document",
             path=entry.path,
             why=_because(belonging, entry),
-            mend=f"insula daemon stop && insula daemon start --recover-ledger (to have it again), or {PRUNE} "
-            f"--lost {entry.name} (to remove it with all that is on it)",
+            mend=_mend_lost(entry),
             remedy="lost" if removable else "none",
             uid=entry.name,
             size_bytes=freed,
@@ -102,6 +101,16 @@ def _by_hand(entry: SeenEntry) -> str:
     if entry.lives:
         return f"End its process (its number: cut -d' ' -f1 '{entry.path}/qemu.pid'), then: {PRUNE}"
     return f"rm -r '{entry.path}'"
+
+
+def _mend_lost(entry: SeenEntry) -> str:
+    remove = f"{PRUNE} --lost {entry.name}"
+    if not any(
+        entry.file(name) is not None for name in (MACHINE_DOCUMENT, VOLUME_DOCUMENT, SNAPSHOT_DOCUMENT)
+    ):
+        return f"Look what is in it; to remove it: {remove}"
+    recover = "insula daemon stop && insula daemon start --recover-ledger"
+    return f"To have it again: {recover}; to remove it with all that is on it: {remove}"
 
 
 def _remove(belonging: Belonging) -> str:
