@@ -125,7 +125,7 @@ async def test_what_cannot_be_removed_is_told_and_the_rest_goes(
     assert operation.outcome is not None
     (left,) = operation.outcome["left"]
     assert left["path"] == str(garbage[1])
-    assert left["why"] == "Permission denied"
+    assert left["why"] == "Permission denied."
     assert any("was left: Permission denied" in note for note in operation.notes)
     assert [path for path in garbage if path.exists()] == [garbage[1]]
 

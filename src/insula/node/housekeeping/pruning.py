@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from insula.engine.strays import end_keeper, find_strays
+from insula.kit.errors import InsulaError
 from insula.model.housekeeping import StoreProblem
 from insula.model.operation import Progress
 from insula.node.housekeeping.keeper import Housekeeper, Judgement
@@ -70,8 +71,10 @@ class Pruning:
             self._report(Progress(message=message, fraction=number / len(going)))
             try:
                 await self._remove(problem, found)
+            except InsulaError as error:
+                self._pruned.stays(problem, error.message)
             except OSError as error:
-                self._pruned.stays(problem, f"{error.strerror or error}")
+                self._pruned.stays(problem, f"{error.strerror or error}.")
         await self._sweep_images([problem for problem in going if _section(problem, found) in _IMAGES])
         return self._pruned.outcome()
 
@@ -174,7 +177,7 @@ class Pruning:
             await self._rooms.images.sweep()
             await asyncio.to_thread(self._rooms.images.drop_dead_claims)
         except OSError as error:
-            why = error.strerror or str(error)
+            why = f"{error.strerror or error}."
         for problem in problems:
             if os.path.lexists(problem.path):
                 self._pruned.stays(problem, why)

@@ -189,7 +189,8 @@ def _with_backing(path: Path, seen: SeenFile) -> SeenFile:
 
 
 def _find_strays(home: Home) -> tuple[Stray, ...]:
-    rooms = [room_of(home, section) for section in DISK_SECTIONS]
+    # The kernel knows directories by where they are, whatever links a person goes there by.
+    rooms = [room_of(home, section).resolve() for section in DISK_SECTIONS]
     return tuple(
         Stray(found.pid, found.start_time, str(found.directory), found.keeper, found.held_bytes)
         for found in find_strays(rooms)

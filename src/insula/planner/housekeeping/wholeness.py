@@ -236,18 +236,19 @@ def _of_snapshots(sight: Sight, ledger: Ledger, home: str) -> Iterator[StoreProb
         if snapshot.uid in ledger.busy or not snapshot.whole:
             continue
         what = f"Snapshot '{snapshot.name}' of machine '{snapshot.machine.name}'"
-        remove = "insula snapshot --help"
+        remove = "remove the snapshot"
+        mend = f"Restore its files, or: {remove}"
         entry = sight.find("snapshots", snapshot.uid)
         if entry is None:
             if sight.find("snapshots", REMOVING + snapshot.uid) is None:
                 path = f"{home}/snapshots/{snapshot.uid}"
-                yield _missing("missing-directory", f"{what} has no directory", path, remove)
+                yield _missing("missing-directory", f"{what} has no directory", path, mend)
             continue
         for disk in snapshot.disks:
             yield from _of_disk(entry, disk.file, what, remove)
         if snapshot.has_memory and entry.file(SNAPSHOT_STATE) is None:
             path = f"{entry.path}/{SNAPSHOT_STATE}"
-            yield _missing("missing-disk", f"{what} has no file '{SNAPSHOT_STATE}'", path, remove)
+            yield _missing("missing-disk", f"{what} has no file '{SNAPSHOT_STATE}'", path, mend)
 
 
 def _of_templates(sight: Sight) -> Iterator[StoreProblem]:
