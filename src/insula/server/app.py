@@ -15,6 +15,7 @@ from insula.server import (
     images,
     machines,
     operations,
+    snapshots,
     system,
     templates,
     verbs,
@@ -37,6 +38,7 @@ Errors are `application/problem+json`. Verbs answer with an *operation*: 202 at 
 
 _TAGS = [
     {"name": "machines", "description": "Machines and the verbs on them."},
+    {"name": "snapshots", "description": "What machines were at one moment, and can be again."},
     {"name": "volumes", "description": "Disks that outlive machines."},
     {"name": "operations", "description": "What was asked for and how far it is."},
     {"name": "images", "description": "What machines are made from."},
@@ -77,7 +79,8 @@ def create_app(control: Control, info: DaemonInfo) -> FastAPI:
     app.state.desk = Desk(control, info)
     app.add_middleware(Gate, daemon=info)
     install_handlers(app)
-    for room in (machines, verbs, volumes, operations, images, templates, events, system, host, daemon):
+    things = (machines, verbs, snapshots, volumes, operations, images, templates)
+    for room in (*things, events, system, host, daemon):
         app.include_router(room.router)
     app.router.routes.extend(ROUTES)
     return app

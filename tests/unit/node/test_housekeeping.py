@@ -140,7 +140,7 @@ async def test_what_the_ledger_has_never_heard_of_is_lost_and_kept(host: FakeHos
     document = directory / f"{room.removesuffix('s')}.json"
     document.write_text("{}")
     age(directory)
-    assert "--recover-ledger" in (await problem(host)).mend
+    assert ("--recover-ledger" in (await problem(host)).mend) is (room != "snapshots")
     assert (await prune(host))["removed"] == []
     assert (directory / "file").exists()
     outcome = await prune(host, lost=[directory.name])

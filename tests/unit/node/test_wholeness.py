@@ -18,7 +18,7 @@ from insula.kit.paths import Home
 from insula.kit.run import run
 from insula.model.base import new_uid
 from insula.model.snapshot import Snapshot
-from insula.storage.chain import freeze, frozen_name
+from insula.storage.chain import freeze, layer_name
 from insula.storage.images import ImageStore
 from insula.storage.volumes import create_empty, create_overlay
 from insula.store.protocol import Delete, Put
@@ -75,7 +75,7 @@ async def test_a_volume_without_its_disk(host: FakeHost) -> None:
 
 
 async def with_disk(host: FakeHost) -> Path:
-    """The directory of a machine with a disk that stands on two frozen ones; the lowest has no backing."""
+    """The directory of a machine with a disk of three layers, aaa to ccc; the lowest has no backing."""
     from insula.model.device.disk import Disk
 
     assert host.store is not None
@@ -86,8 +86,10 @@ async def with_disk(host: FakeHost) -> Path:
     await host.store.commit([Put(machine.changed(devices=[*machine.devices, disk]))])
     directory = host.home.machine(machine.uid)
     await create_empty(directory / "disk0.qcow2", MIB, "disk0")
-    for tag in ("aaa", "bbb"):
-        await freeze(directory, "disk0.qcow2", tag, MIB)
+    (directory / "disk0.qcow2").rename(directory / layer_name("disk0.qcow2", "aaa"))
+    (directory / "disk0.qcow2").symlink_to(layer_name("disk0.qcow2", "aaa"))
+    for tag in ("bbb", "ccc"):
+        await freeze(directory, "disk0.qcow2", tag)
     return directory
 
 
@@ -95,7 +97,7 @@ async def with_disk(host: FakeHost) -> Path:
 async def test_a_chain_that_is_whole_and_one_that_is_broken(host: FakeHost) -> None:
     directory = await with_disk(host)
     assert (await check(host)).clean
-    lowest = directory / frozen_name("disk0.qcow2", "aaa")
+    lowest = directory / layer_name("disk0.qcow2", "aaa")
     lowest.rename(directory.parent.parent / "elsewhere")
     (found,) = [p for p in (await check(host)).problems if not p.note]
     assert found.code == "missing-backing"
@@ -122,8 +124,9 @@ async def test_an_overlay_of_an_image_that_is_gone(host: FakeHost, tmp_path: Pat
 @needs_qemu_img
 async def test_a_frozen_disk_that_nothing_stands_on(host: FakeHost) -> None:
     directory = await with_disk(host)
-    left = directory / "disk0-ccc.qcow2"
-    os.link(directory / "disk0.qcow2", left)  # as a freeze leaves it that was cut short
+    left = directory / "disk0-ddd.qcow2"
+    os.link(directory / "disk0-aaa.qcow2", left)  # as a freeze leaves it that was cut short
+    (directory / ".disk0.qcow2.new").symlink_to(left.name)
     found = await problem(host)
     assert (found.code, found.path, found.size_bytes) == ("leftover", str(left), 0)
     await prune(host)
@@ -132,9 +135,10 @@ async def test_a_frozen_disk_that_nothing_stands_on(host: FakeHost) -> None:
         "disk0.qcow2",
         "disk0-aaa.qcow2",
         "disk0-bbb.qcow2",
+        "disk0-ccc.qcow2",
     }
     # Where the chain is broken, nobody can say what stands on what.
-    os.link(directory / "disk0.qcow2", left)
+    os.link(directory / "disk0-aaa.qcow2", left)
     (directory / "disk0-bbb.qcow2").write_bytes(b"not a disk")
     assert [p.code for p in (await check(host)).problems] == ["damaged-disk"]
 

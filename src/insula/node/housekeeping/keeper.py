@@ -15,7 +15,7 @@ from insula.planner.housekeeping.belonging import judge_all
 from insula.planner.housekeeping.sight import Ledger, Sight
 from insula.planner.housekeeping.usage import Judged, sum_up
 from insula.planner.housekeeping.wholeness import find_problems, is_clean
-from insula.storage.backing import find_backing, read_backing
+from insula.storage.layers import read_layer
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def _still_holds(problem: StoreProblem) -> bool:
         return not (path / "manifest.json").exists()
     if problem.code == "missing-backing":
         try:
-            backing = read_backing(path)
+            backing = read_layer(path).backing
         except OSError:
             return False
-        return backing is not None and not find_backing(path, backing).exists()
+        return backing is not None and not (path.parent / backing).exists()
     return True

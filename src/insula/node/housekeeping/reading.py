@@ -8,7 +8,7 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, cast
 
 from insula.engine.process import is_locked
@@ -22,9 +22,9 @@ from insula.model.snapshot import Snapshot
 from insula.model.volume import Volume
 from insula.node.rooms import Rooms
 from insula.planner.housekeeping.sight import Ledger, Section, SeenEntry, SeenFile, Sight, Stray
-from insula.storage.backing import find_backing, read_backing
 from insula.storage.image_survey import Kept, survey
 from insula.storage.images import ImageStore
+from insula.storage.layers import read_layer
 from insula.store.protocol import Store
 
 DISK_SECTIONS: tuple[Section, ...] = ("machines", "volumes", "snapshots", "templates", "captures")
@@ -155,11 +155,16 @@ def _walk(path: Path, name: str, *, with_disks: bool) -> Iterator[SeenFile]:
 
 
 def _as_seen(path: Path, name: str, status: os.stat_result, *, with_disks: bool) -> SeenFile:
-    kind: Literal["file", "directory", "other"] = "other"
+    kind: Literal["file", "directory", "link", "other"] = "other"
+    target = None
     if stat.S_ISDIR(status.st_mode):
         kind = "directory"
     elif stat.S_ISREG(status.st_mode):
         kind = "file"
+    elif stat.S_ISLNK(status.st_mode):
+        kind, target = "link", str(path.readlink())
+        # A disk's name leads to its top layer, beside it; no other link is ours.
+        target = str(PurePosixPath(name).with_name(target)) if name and "/" not in target else None
     seen = SeenFile(
         name=name,
         kind=kind,
@@ -167,6 +172,7 @@ def _as_seen(path: Path, name: str, status: os.stat_result, *, with_disks: bool)
         allocated=status.st_blocks * 512,
         links=status.st_nlink,
         changed=status.st_mtime,
+        target=target,
     )
     is_disk = with_disks and kind == "file" and path.suffix == ".qcow2" and name
     return _with_backing(path, seen) if is_disk else seen
@@ -174,7 +180,7 @@ def _as_seen(path: Path, name: str, status: os.stat_result, *, with_disks: bool)
 
 def _with_backing(path: Path, seen: SeenFile) -> SeenFile:
     try:
-        backing = read_backing(path)
+        backing = read_layer(path).backing
     except FileNotFoundError:
         raise
     except InsulaError as error:
@@ -183,9 +189,10 @@ def _with_backing(path: Path, seen: SeenFile) -> SeenFile:
         return replace(seen, damage=f"It cannot be read: {error.strerror}.")
     if backing is None:
         return seen
-    place = find_backing(path, backing)
+    place = path.parent / backing  # a whole path takes the place of what is before it
     beside = place.parent == path.parent
-    return replace(seen, backing=place.name if beside else str(place), resolves=place.is_file())
+    name = str(PurePosixPath(seen.name).with_name(place.name)) if beside else str(place)
+    return replace(seen, backing=name, resolves=place.is_file())
 
 
 def _find_strays(home: Home) -> tuple[Stray, ...]:

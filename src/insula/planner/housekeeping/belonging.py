@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from insula.kit.paths import SUSPENDED_DOCUMENT
+from insula.kit.paths import RESUMING_DOCUMENT, SUSPENDED_DOCUMENT
 from insula.model.base import Document
 from insula.model.device.disk import Disk
 from insula.model.housekeeping import PartKind, PartState
+from insula.model.snapshot import Snapshot
 from insula.planner.housekeeping.sight import Ledger, SeenEntry, SeenFile, Sight
 
 REMOVING = ".removing-"  # a directory on its way out
@@ -18,6 +19,7 @@ REMOVING = ".removing-"  # a directory on its way out
 NEW_PATIENCE = 60.0
 KEEP_DOWNLOADS = 86400.0  # seconds that a part of a download waits, as storage has it
 LEDGER = "insula.db"
+_SUSPENDED = (SUSPENDED_DOCUMENT, RESUMING_DOCUMENT)
 
 _UID = re.compile(r"[0-9a-f]{16}")
 _KEY = re.compile(r"[0-9a-f]{12}")
@@ -72,6 +74,8 @@ def _documented(documents: Mapping[str, Document], entry: SeenEntry, ledger: Led
         return _FOREIGN
     document = documents.get(uid)
     owner = f"{KINDS[entry.section]} '{document.name}'" if document is not None else "nobody"
+    if isinstance(document, Snapshot):
+        owner += f" of machine '{document.machine.name}'"
     if uid in ledger.busy:
         return "making", owner, f"an operation is at it: {ledger.busy[uid]}"
     if document is not None:
@@ -227,7 +231,7 @@ def find_leftovers(
     if belonging.state not in ("needed", "cache") or entry.outside:
         return
     for file in entry.files[1:]:
-        if file.kind == "file" and is_new(file.base) and file.changed < began - NEW_PATIENCE:
+        if file.kind in ("file", "link") and is_new(file.base) and file.changed < began - NEW_PATIENCE:
             yield Leftover(file, "it was to be renamed when a daemon died")
     if not entry.lives:  # what a live machine has open, its monitor knows better
         for file in _dead_layers(entry, ledger):
@@ -237,13 +241,13 @@ def find_leftovers(
 def _dead_layers(entry: SeenEntry, ledger: Ledger) -> Iterator[SeenFile]:
     """Frozen disks that none of a machine's disks stands on: a freeze that was cut short has left them."""
     machine = ledger.machines.get(entry.name) if entry.section == "machines" else None
-    if machine is None or entry.file(SUSPENDED_DOCUMENT) is not None:
+    if machine is None or any(entry.file(name) is not None for name in _SUSPENDED):
         return  # what is suspended knows its disks by what they were then
     for disk in machine.devices:
         if not isinstance(disk, Disk) or disk.source != "image" or entry.file(disk.file) is None:
             continue
         chain = list(chain_of(entry, disk.file))
-        if any(file.damage or not file.resolves for file in chain):
+        if not chain or any(file.damage or not file.resolves for file in chain):
             continue  # what is below the break may be what mends it
         stem, dot, suffix = disk.file.rpartition(".")
         layer = re.compile(rf"{re.escape(stem)}-[0-9a-z]+{re.escape(dot + suffix)}")
@@ -254,9 +258,11 @@ def _dead_layers(entry: SeenEntry, ledger: Ledger) -> Iterator[SeenFile]:
 
 
 def chain_of(entry: SeenEntry, name: str) -> Iterator[SeenFile]:
-    """The files in the entry that a disk stands on, itself first."""
+    """The files in the entry that a disk stands on, its top first. The disk's name may be a link to that."""
     seen: set[str] = set()
     file = entry.file(name)
+    if file is not None and file.kind == "link":
+        file = entry.file(file.target) if file.target is not None else None
     while file is not None and file.name not in seen:
         seen.add(file.name)
         yield file

@@ -33,16 +33,18 @@ class SeenFile:
     """A file, or a directory, of an entry. name: relative to the entry, "" for the entry itself.
 
     inode: (device, number). allocated: bytes on the disk. links: how many names it has, anywhere. changed:
-    its content, seconds since 1970. backing: the file that a qcow2 disk stands on: its name within the entry,
-    or a whole path. resolves: whether that is there. damage: why a disk's header cannot be read.
+    its content, seconds since 1970. target: of a link, its name within the entry, None where it leads out.
+    backing: the file that a qcow2 disk stands on: its name within the entry, or a whole path. resolves:
+    whether that is there. damage: why a disk's header cannot be read.
     """
 
     name: str
-    kind: Literal["file", "directory", "other"]
+    kind: Literal["file", "directory", "link", "other"]
     inode: tuple[int, int]
     allocated: int
     links: int = 1
     changed: float = 0.0
+    target: str | None = None
     backing: str | None = None
     resolves: bool = True
     damage: str = ""
@@ -148,10 +150,15 @@ class Ledger:
                 busy.update(dict.fromkeys(_named_by(operation), said))
             else:
                 gone.update(dict.fromkeys(_known_by(operation), f"{said}, {operation.state}"))
+        known = {document.uid: document for document in snapshots}
+        for snapshot in known.values():
+            # What is done to a machine may take its snapshots with it.
+            if snapshot.machine_uid in busy:
+                busy.setdefault(snapshot.uid, busy[snapshot.machine_uid])
         return cls(
             {document.uid: document for document in machines},
             {document.uid: document for document in volumes},
-            {document.uid: document for document in snapshots},
+            known,
             busy,
             gone,
         )
@@ -166,7 +173,7 @@ class Ledger:
 
 
 # Verbs that make documents besides their target's -> the parameter with their uids.
-_MAKES = {"fork": "siblings"}
+_MAKES = {"fork": "siblings", "snapshot-create": "snapshot", "snapshot-rm": "snapshot"}
 
 
 def _known_by(operation: Operation) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from insula.kit.paths import MACHINE_DOCUMENT, SNAPSHOT_DOCUMENT, SNAPSHOT_STATE, VOLUME_DISK, VOLUME_DOCUMENT
+from insula.kit.paths import MACHINE_DOCUMENT, SNAPSHOT_STATE, VOLUME_DISK, VOLUME_DOCUMENT
 from insula.model.device.disk import Disk
 from insula.model.housekeeping import StoreProblem
 from insula.model.machine import Machine
@@ -19,7 +19,7 @@ def find_problems(sight: Sight, ledger: Ledger, judged: Judged, home: str, image
     """Everything that is not as it should be. home, images: paths, for what is not there."""
     found: list[StoreProblem] = []
     for entry, belonging in judged:
-        found += _of_entry(entry, belonging)
+        found += _of_entry(entry, belonging, ledger)
         found += _leftovers(entry, belonging, ledger, sight.began)
     found += map(_stray, sight.strays)
     found += _of_machines(sight, ledger, home, images)
@@ -37,7 +37,7 @@ def is_clean(problems: list[StoreProblem]) -> bool:
 # -- what is there, and whom it belongs to
 
 
-def _of_entry(entry: SeenEntry, belonging: Belonging) -> Iterator[StoreProblem]:
+def _of_entry(entry: SeenEntry, belonging: Belonging, ledger: Ledger) -> Iterator[StoreProblem]:
     state, noun = belonging.state, belonging.kind
     freed = freed_by(entry.files)
     if state == "orphan":
@@ -70,7 +70,7 @@ def _of_entry(entry: SeenEntry, belonging: Belonging) -> Iterator[StoreProblem]:
             what=f"{belonging.owner[0].upper()}{belonging.owner[1:]} was removed by half",
             path=entry.path,
             why=_sentence(belonging.reason),
-            mend=_remove(belonging),
+            mend=_remove(entry.name.removeprefix(REMOVING), ledger),
         )
     elif state == "kept" or state == "foreign":
         yield StoreProblem(
@@ -106,18 +106,21 @@ def _by_hand(entry: SeenEntry) -> str:
 def _mend_lost(entry: SeenEntry) -> str:
     remove = f"{PRUNE} --lost {entry.name}"
     if not any(
-        entry.file(name) is not None for name in (MACHINE_DOCUMENT, VOLUME_DOCUMENT, SNAPSHOT_DOCUMENT)
+        entry.file(name) is not None for name in (MACHINE_DOCUMENT, VOLUME_DOCUMENT)
     ):
         return f"Look what is in it; to remove it: {remove}"
     recover = "insula daemon stop && insula daemon start --recover-ledger"
     return f"To have it again: {recover}; to remove it with all that is on it: {remove}"
 
 
-def _remove(belonging: Belonging) -> str:
-    name = belonging.owner.partition("'")[2].rstrip("'")
-    return {"machine": f"insula rm -f {name}", "volume": f"insula volume rm {name}"}.get(
-        belonging.kind, f"insula {belonging.kind} rm {name}"
-    )
+def _remove(uid: str, ledger: Ledger) -> str:
+    """The command that removes what has this document."""
+    if uid in ledger.snapshots:
+        snapshot = ledger.snapshots[uid]
+        return f"insula snapshot rm {snapshot.machine.name} {snapshot.name}"
+    if uid in ledger.volumes:
+        return f"insula volume rm {ledger.volumes[uid].name}"
+    return f"insula rm -f {ledger.machines[uid].name}"
 
 
 def _leftovers(
@@ -165,7 +168,8 @@ def _of_machines(sight: Sight, ledger: Ledger, home: str, images: str) -> Iterat
         if machine.uid in ledger.busy:
             continue
         what = f"Machine '{machine.name}'"
-        mend = f"Restore its files, or: insula rm -f {machine.name}"
+        remove = _remove(machine.uid, ledger)
+        mend = f"Restore its files, or: {remove}"
         digest = machine.image.digest.removeprefix("sha256:")
         entry = sight.find("machines", machine.uid)
         if entry is None:
@@ -175,13 +179,13 @@ def _of_machines(sight: Sight, ledger: Ledger, home: str, images: str) -> Iterat
             continue
         for disk in machine.devices:
             if isinstance(disk, Disk) and disk.source in ("image", "seed"):
-                yield from _of_disk(entry, disk.file, what, f"insula rm -f {machine.name}")
+                yield from _of_disk(entry, disk.file, what, remove)
         if sight.find("blobs", digest) is None and _needs_image(machine, entry):
             yield _missing(
                 "missing-image",
                 f"{what} was made from files of image '{machine.image.name}' that are gone",
                 f"{images}/blobs/{digest}",
-                f"Have the same image again (insula image pull or build), or: insula rm -f {machine.name}",
+                f"Have the same image again (insula image pull or build), or: {remove}",
             )
 
 
@@ -193,11 +197,12 @@ def _needs_image(machine: Machine, entry: SeenEntry) -> bool:
 def _of_disk(entry: SeenEntry, name: str, what: str, remove: str) -> Iterator[StoreProblem]:
     """What is wrong with a disk and all that it stands on."""
     path = f"{entry.path}/{name}"
-    if entry.file(name) is None:
+    chain = list(chain_of(entry, name))
+    if entry.file(name) is None or not chain:
         yield _missing(
             "missing-disk", f"{what} has no file '{name}'", path, f"Restore the file, or: {remove}"
         )
-    for file in chain_of(entry, name):
+    for file in chain:
         if file.damage:
             yield StoreProblem(
                 code="damaged-disk",
@@ -220,7 +225,7 @@ def _of_volumes(sight: Sight, ledger: Ledger, home: str) -> Iterator[StoreProble
     for volume in ledger.volumes.values():
         if volume.uid in ledger.busy:
             continue
-        what, remove = f"Volume '{volume.name}'", f"insula volume rm {volume.name}"
+        what, remove = f"Volume '{volume.name}'", _remove(volume.uid, ledger)
         entry = sight.find("volumes", volume.uid)
         if entry is not None:
             yield from _of_disk(entry, VOLUME_DISK, what, remove)
@@ -236,7 +241,7 @@ def _of_snapshots(sight: Sight, ledger: Ledger, home: str) -> Iterator[StoreProb
         if snapshot.uid in ledger.busy or not snapshot.whole:
             continue
         what = f"Snapshot '{snapshot.name}' of machine '{snapshot.machine.name}'"
-        remove = "remove the snapshot"
+        remove = _remove(snapshot.uid, ledger)
         mend = f"Restore its files, or: {remove}"
         entry = sight.find("snapshots", snapshot.uid)
         if entry is None:
@@ -246,7 +251,7 @@ def _of_snapshots(sight: Sight, ledger: Ledger, home: str) -> Iterator[StoreProb
             continue
         for disk in snapshot.disks:
             yield from _of_disk(entry, disk.file, what, remove)
-        if snapshot.has_memory and entry.file(SNAPSHOT_STATE) is None:
+        if snapshot.memory is not None and entry.file(SNAPSHOT_STATE) is None:
             path = f"{entry.path}/{SNAPSHOT_STATE}"
             yield _missing("missing-disk", f"{what} has no file '{SNAPSHOT_STATE}'", path, mend)
 
