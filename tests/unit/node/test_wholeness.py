@@ -17,6 +17,7 @@ from insula.kit.clock import boot_id, utc_now
 from insula.kit.paths import Home
 from insula.kit.run import run
 from insula.model.base import new_uid
+from insula.model.operation import OperationState
 from insula.model.snapshot import Snapshot
 from insula.storage.chain import freeze, layer_name
 from insula.storage.images import ImageStore
@@ -167,6 +168,23 @@ async def test_snapshots_are_known_by_their_documents(host: FakeHost) -> None:
     shutil.rmtree(directory)
     assert (await problem(host)).code == "missing-directory"
     await host.store.commit([Delete(Snapshot, snapshot.uid)])
+
+
+@needs_qemu_img
+async def test_snapshots_that_come_and_go_leave_nothing(host: FakeHost) -> None:
+    async def do(verb: str, **parameters: str) -> None:
+        assert (await host.do(verb, **parameters)).state is OperationState.DONE
+        assert (await check(host)).problems == ()
+
+    await with_disk(host)
+    await do("snapshot-create", name="one")
+    await do("start")
+    await do("snapshot-create", name="two")
+    await do("stop")
+    await do("snapshot-restore", name="one")
+    await do("snapshot-rm", name="one")
+    await do("rm")
+    assert list(host.home.snapshots.iterdir()) == []
 
 
 # -- disks
