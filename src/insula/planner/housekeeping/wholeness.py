@@ -105,9 +105,7 @@ def _by_hand(entry: SeenEntry) -> str:
 
 def _mend_lost(entry: SeenEntry) -> str:
     remove = f"{PRUNE} --lost {entry.name}"
-    if not any(
-        entry.file(name) is not None for name in (MACHINE_DOCUMENT, VOLUME_DOCUMENT)
-    ):
+    if not any(entry.file(name) is not None for name in (MACHINE_DOCUMENT, VOLUME_DOCUMENT)):
         return f"Look what is in it; to remove it: {remove}"
     recover = "insula daemon stop && insula daemon start --recover-ledger"
     return f"To have it again: {recover}; to remove it with all that is on it: {remove}"
