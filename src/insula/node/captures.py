@@ -15,6 +15,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from insula.engine.protocol import DiskSwitch, Engine, Instance, LaunchPlan
 from insula.kit.paths import CAPTURE_DOCUMENT, write_atomically
@@ -32,6 +33,7 @@ class Captures:
         self._root = directory
         self._engine = engine
         self._store = store
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._served: set[str] = set()  # operations that need theirs no more, whatever their record says yet
 
     def directory(self, uid: str) -> Path:
@@ -81,11 +83,14 @@ class Captures:
     async def remove(self, uid: str) -> None:
         """Let go of a capture; forks of it live on. Idempotent."""
         directory = self.directory(uid)
-        if not directory.exists():
-            return
-        (directory / CAPTURE_DOCUMENT).unlink(missing_ok=True)
-        await self._engine.discard(directory)
-        await asyncio.to_thread(shutil.rmtree, directory)
+        # A sweep, a prune and the last of its forks may want it gone at the same time.
+        turn = self._turns.setdefault(uid, asyncio.Lock())
+        async with turn:
+            if not directory.exists():
+                return
+            (directory / CAPTURE_DOCUMENT).unlink(missing_ok=True)
+            await self._engine.discard(directory)
+            await asyncio.to_thread(shutil.rmtree, directory)
 
     async def release(self, uid: str, ended: str) -> None:
         """The operation `ended` needs it no more; once nobody does, it goes."""

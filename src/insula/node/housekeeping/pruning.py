@@ -71,6 +71,8 @@ class Pruning:
             self._report(Progress(message=message, fraction=number / len(going)))
             try:
                 await self._remove(problem, found)
+            except FileNotFoundError:
+                continue  # somebody else, a sweep say, was faster
             except InsulaError as error:
                 self._pruned.stays(problem, error.message)
             except OSError as error:
