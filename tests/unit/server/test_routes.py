@@ -51,6 +51,25 @@ async def test_images_and_recipes(api: httpx.AsyncClient, control: FakeControl) 
     assert [(r.verb, r.name) for r in control.requests] == [("image-build", "micro"), ("image-rm", "micro")]
 
 
+async def test_system(api: httpx.AsyncClient, control: FakeControl) -> None:
+    usage = (await api.get("/v1/system/usage")).json()
+    assert usage["kinds"][0]["exclusive_bytes"] == 10
+    assert usage["parts"] == []
+    (part,) = (await api.get("/v1/system/usage", params={"parts": True})).json()["parts"]
+    assert (part["owner"], part["state"]) == ("machine 'web'", "needed")
+    found = (await api.get("/v1/system/check")).json()
+    assert (found["clean"], found["problems"][0]["remedy"]) == (False, "prune")
+    assert (await api.post("/v1/system/check", json={"disks": True})).json()["target_kind"] == "system"
+    assert (await api.post("/v1/system/prune")).status_code == 202
+    assert (await api.post("/v1/system/prune", json={"lost": ["0" * 16]})).status_code == 202
+    assert (await api.post("/v1/system/prune", json={"lost": ["../.."]})).status_code == 422
+    assert [(request.verb, request.parameters) for request in control.requests] == [
+        ("system-check", {"disks": True}),
+        ("system-prune", {"lost": []}),
+        ("system-prune", {"lost": ["0" * 16]}),
+    ]
+
+
 async def test_templates(api: httpx.AsyncClient, control: FakeControl) -> None:
     (template,) = (await api.get("/v1/templates")).json()
     assert (template["key"], template["held_bytes"]) == ("0123456789ab", 2**27)
