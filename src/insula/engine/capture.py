@@ -39,6 +39,7 @@ async def capture(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[D
     stream = os.memfd_create("insula-stream", os.MFD_CLOEXEC)
     whole = threading.Event()
     try:
+        await machine.transfer.wait_idle()
         if machine.plan.memory.template is not None:
             await asyncio.to_thread(frozen.touch_all, machine.identity.pid)
         runs = await machine.state() == "running"
@@ -65,6 +66,7 @@ async def save(machine: QemuInstance, path: Path, disks: Sequence[DiskSwitch], *
     """See `Engine.save`."""
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        await machine.transfer.wait_idle()
         runs = await machine.state() == "running"
         if runs and stay:
             await machine.pause()

@@ -25,7 +25,9 @@ _COPY_TIMEOUT = 3600.0  # seconds to send all memory: hours would be a hang
 # Bytes after which a background snapshot has surely written the devices down and tracks the guest's writes.
 _UNDER_WAY = 300_000
 _LOOK = 0.002  # seconds between looks at that
+_LOOK_IDLE = 0.1  # seconds between looks at whether what is given up has ended
 _ENDS = ("completed", "failed", "cancelled")
+_BUSY = ("setup", "active", "pre-switchover", "device", "cancelling")  # MigrationStatus, qapi/migration.json
 _DEVICES_ONLY = {"x-ignore-shared": True}
 _IN_BACKGROUND = {"background-snapshot": True}
 _SWITCHES = ("x-ignore-shared", "background-snapshot")
@@ -40,6 +42,7 @@ class StateTransfer:
         self.monitor = monitor  # replaced when the session is opened anew
         self._name = name
         self._status: Cell[str] = Cell("none")
+        self._tracks = False  # the guest's writes are tracked by what was begun last
 
     def heard(self, event: Event) -> None:
         """A MIGRATION event came (qapi/migration.json)."""
@@ -73,11 +76,13 @@ class StateTransfer:
         True: they may run from now on. False: they must stand until `wait_sent`, because that was asked for
         or this host cannot do it in the background (userfaultfd is not to be had).
         """
+        self._tracks = in_background
         if in_background:
             with contextlib.suppress(EngineRefused):
                 await self._begin("migrate", descriptor, _IN_BACKGROUND)
                 await self._wait_under_way()
                 return True
+            self._tracks = False
         await self._begin("migrate", descriptor, {})
         return False
 
@@ -85,8 +90,23 @@ class StateTransfer:
         await self._wait_end("copied", _COPY_TIMEOUT)
 
     async def cancel(self) -> None:
-        """Give up what is under way, if anything."""
-        await self.monitor.execute("migrate_cancel")
+        """Give up what is under way, if anything; what is sent in the background is waited for instead.
+
+        When such a one ends before all is sent, QEMU 7.2 leaves the guest's memory write-protected: the next
+        vCPU that writes waits for ever, and soon the monitor with it.
+        """
+        if self._tracks:
+            await self.wait_idle()
+        else:
+            await self.monitor.execute("migrate_cancel")
+
+    async def wait_idle(self) -> None:
+        """Until nothing is under way, of what an earlier daemon began neither."""
+        while True:
+            found = await self.monitor.execute("query-migrate")
+            if found.get("status") not in _BUSY:
+                return
+            await asyncio.sleep(_LOOK_IDLE)
 
     async def _wait_under_way(self) -> None:
         """Until the devices are written down and the guest's writes are tracked; no event tells of it."""
