@@ -37,9 +37,9 @@ async def take(context: MachineContext) -> None:
     instance = context.instance
     directory = snapshots.directory(uid)
     directory.mkdir(parents=True, mode=0o700)
-    kept, tag = snapshots.kept_disks(context.machine), _tag(context, context.operation.recovered)
     disks, switches = [], []
-    for disk in kept:
+    for disk in snapshots.kept_disks(context.machine):
+        tag = _tag(context, disk, context.operation.recovered)
         frozen = await chain.freeze(disk.directory, disk.file, tag)
         disks.append(snapshots.link(uid, disk, frozen))
         layer = chain.layer_name(disk.file, tag)
@@ -119,7 +119,7 @@ async def take_back(context: MachineContext) -> None:
     await let_run(context)
     for attempt in range(context.operation.recovered + 1):
         for disk in context.rooms.snapshots.kept_disks(context.machine):
-            await _thaw(context, disk, _tag(context, attempt))
+            await _thaw(context, disk, _tag(context, disk, attempt))
     await context.rooms.snapshots.remove(context.parameters["snapshot"])
 
 
@@ -133,9 +133,13 @@ async def _thaw(context: MachineContext, disk: KeptDisk, tag: str) -> None:
                 chain.thaw(disk.directory, disk.file, tag)
 
 
-def _tag(context: MachineContext, attempt: int) -> str:
-    """Of the layers that an attempt makes: the same for whoever looks for them later."""
-    return hashlib.sha256(f"{context.operation.uid} {attempt}".encode()).hexdigest()[:12]
+def _tag(context: MachineContext, disk: KeptDisk, attempt: int) -> str:
+    """Of the layer that an attempt makes of a disk: the same for whoever looks for it later.
+
+    No two disks have it: the files of all volumes are called alike, and layers are known by their names.
+    """
+    made_of = f"{context.operation.uid} {attempt} {disk.disk.id}"
+    return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
