@@ -88,7 +88,10 @@ class _Quiesced:
 async def _quiesced(context: MachineContext, instance: Instance) -> AsyncIterator[_Quiesced]:
     """The guest's file systems are at rest meanwhile, where that was asked for and its agent can do it."""
     found = _Quiesced()
-    if not context.parameters["quiesce"] or context.observer.phase is not Phase.RUNNING:
+    asked, phase = context.parameters["quiesce"], context.observer.phase
+    if not asked or phase is not Phase.RUNNING:
+        if asked:
+            context.note(f"The guest was not quiesced: it is {phase}.")
         yield found
         return
     try:
