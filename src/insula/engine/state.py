@@ -25,9 +25,7 @@ _COPY_TIMEOUT = 3600.0  # seconds to send all memory: hours would be a hang
 # Bytes after which a background snapshot has surely written the devices down and tracks the guest's writes.
 _UNDER_WAY = 300_000
 _LOOK = 0.002  # seconds between looks at that
-_LOOK_IDLE = 0.1  # seconds between looks at whether what is given up has ended
 _ENDS = ("completed", "failed", "cancelled")
-_BUSY = ("setup", "active", "pre-switchover", "device", "cancelling")  # MigrationStatus, qapi/migration.json
 _DEVICES_ONLY = {"x-ignore-shared": True}
 _IN_BACKGROUND = {"background-snapshot": True}
 _SWITCHES = ("x-ignore-shared", "background-snapshot")
@@ -42,11 +40,13 @@ class StateTransfer:
         self.monitor = monitor  # replaced when the session is opened anew
         self._name = name
         self._status: Cell[str] = Cell("none")
-        self._tracks = False  # the guest's writes are tracked by what was begun last
 
     def heard(self, event: Event) -> None:
         """A MIGRATION event came (qapi/migration.json)."""
-        self._status.set(str(event["data"]["status"]))
+        status = str(event["data"]["status"])
+        if self._status.value == "begun" and status in _ENDS:
+            return  # of the one before, which was given up: each tells first that it is set up
+        self._status.set(status)
 
     def lost(self) -> None:
         """The monitor is gone: nothing will be heard any more."""
@@ -76,37 +76,53 @@ class StateTransfer:
         True: they may run from now on. False: they must stand until `wait_sent`, because that was asked for
         or this host cannot do it in the background (userfaultfd is not to be had).
         """
-        self._tracks = in_background
         if in_background:
             with contextlib.suppress(EngineRefused):
                 await self._begin("migrate", descriptor, _IN_BACKGROUND)
                 await self._wait_under_way()
                 return True
-            self._tracks = False
         await self._begin("migrate", descriptor, {})
         return False
 
     async def wait_sent(self) -> None:
         await self._wait_end("copied", _COPY_TIMEOUT)
+        await self._wait_idle()
 
     async def cancel(self) -> None:
-        """Give up what is under way, if anything; what is sent in the background is waited for instead.
+        """Give up what is under way, if anything, also what an earlier daemon began; until that has ended.
 
-        When such a one ends before all is sent, QEMU 7.2 leaves the guest's memory write-protected: the next
-        vCPU that writes waits for ever, and soon the monitor with it.
+        What is sent in the background is waited for instead: of one that ends before all is sent, QEMU 7.2
+        leaves the guest's memory write-protected. The next vCPU that writes waits for ever, and soon the
+        monitor with it.
         """
-        if self._tracks:
-            await self.wait_idle()
+        if await self._is_in_background():
+            await self._wait_idle(_COPY_TIMEOUT)
         else:
             await self.monitor.execute("migrate_cancel")
+            await self._wait_idle()
 
-    async def wait_idle(self) -> None:
-        """Until nothing is under way, of what an earlier daemon began neither."""
-        while True:
-            found = await self.monitor.execute("query-migrate")
-            if found.get("status") not in _BUSY:
-                return
-            await asyncio.sleep(_LOOK_IDLE)
+    async def _is_in_background(self) -> bool:
+        switches = await self.monitor.execute("query-migrate-capabilities")
+        return any(switch["state"] for switch in switches if switch["capability"] == "background-snapshot")
+
+    async def _wait_idle(self, timeout: float = _TIMEOUT) -> None:
+        """A transfer that has told its end is still about to change the machine's state for a moment.
+
+        To let the vCPUs run before would be a transition that ends the monitor.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    if not await self._is_busy():
+                        return
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError as error:
+            raise EngineLost(f"The state of machine '{self._name}' is still on its way.") from error
+
+    async def _is_busy(self) -> bool:
+        if (await self.monitor.execute("query-migrate")).get("status", "none") not in (*_ENDS, "none"):
+            return True
+        return bool((await self.monitor.execute("query-status"))["status"] == "finish-migrate")
 
     async def _wait_under_way(self) -> None:
         """Until the devices are written down and the guest's writes are tracked; no event tells of it."""

@@ -81,6 +81,21 @@ class ImageStore:
             claims.mkdir(parents=True, exist_ok=True)
             write_atomically(claims / holder.name, str(holder.absolute()), mode=0o644)
 
+    def hold(self, digests: Collection[str], holder: Path) -> None:
+        """Keep the files of these images, and of no others, for the directory `holder`. Idempotent.
+
+        Raises ImageNotFound; then the holder keeps what it had.
+        """
+        with self._locked():
+            wanted = {self.blob(digest).name for digest in digests}
+            for name in sorted(wanted):
+                claims = self.root / _CLAIMS / name
+                claims.mkdir(parents=True, exist_ok=True)
+                write_atomically(claims / holder.name, str(holder.absolute()), mode=0o644)
+            for claim in (self.root / _CLAIMS).glob(f"*/{holder.name}"):
+                if claim.parent.name not in wanted and claim.read_text() == str(holder.absolute()):
+                    claim.unlink()
+
     def remove(self, name: str, in_use: Collection[str] = ()) -> bool:
         """Forget the name, and the files too unless a machine uses them; True if those are gone.
 
@@ -203,6 +218,17 @@ class ImageStore:
                 await remove_tree(scratch.resolve())
             await remove_tree(work)
         return (*dropped, *(work for work in dead if not work.exists()))
+
+    def drop_dead_claims(self) -> tuple[Path, ...]:
+        """Remove the claims on images that are gone: their removal was cut short. What was removed."""
+        if not (self.root / _CLAIMS).is_dir():
+            return ()
+        with self._locked():
+            claims = sorted((self.root / _CLAIMS).iterdir())
+            dead = [path for path in claims if not (self.root / _BLOBS / path.name).is_dir()]
+            for path in dead:
+                shutil.rmtree(path)
+        return tuple(dead)
 
     def _drop_downloads(self, age: float) -> tuple[Path, ...]:
         """Remove the parts of downloads that nobody is at and that are older than `age` seconds."""

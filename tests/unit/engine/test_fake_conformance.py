@@ -21,7 +21,9 @@ from insula.engine.agent.protocol import (
 )
 from insula.engine.fake import FakeEngine, FakeMachine, Script, World
 from insula.engine.protocol import AgentPortChanged, Engine, GuestReset, Instance, LaunchPlan, Paused
+from tests.conformance.cdrom import DriveConformance
 from tests.conformance.engine import EngineConformance, launched, next_event, planned
+from tests.conformance.layers import LayersConformance
 
 
 @dataclass
@@ -54,6 +56,14 @@ def bench(tmp_path: Path) -> FakeBench:
 
 
 class TestFakeEngine(EngineConformance):
+    pass
+
+
+class TestFakeDrive(DriveConformance):
+    pass
+
+
+class TestLayersOfTheFake(LayersConformance):
     pass
 
 

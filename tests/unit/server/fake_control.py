@@ -20,6 +20,7 @@ from insula.kit.errors import NotFound
 from insula.model.device.nic import Nic
 from insula.model.event import Event
 from insula.model.host import Finding, HostFacts
+from insula.model.housekeeping import Bytes, KindUsage, Part, StoreCheck, StoreProblem, Usage
 from insula.model.image import Image, ImageRef
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact, Observation, Phase, ProcessIdentity
@@ -122,8 +123,45 @@ class FakeConsole:
         self.closed.set()
 
 
+class FakeHousekeeping:
+    async def usage(self) -> Usage:
+        taken = {"size_bytes": 30, "exclusive_bytes": 10, "shared_bytes": 20, "memory_bytes": 0}
+        part = Part(
+            kind="machine",
+            name="0" * 16,
+            owner="machine 'web'",
+            state="needed",
+            reason="r",
+            path="/p",
+            **taken,
+        )
+        return Usage(
+            looked=NOW,
+            home="/home",
+            images="/home/images",
+            free_bytes=5,
+            kinds=(KindUsage(kind="machine", count=1, **taken),),
+            total=Bytes(**taken),
+            reclaimable_bytes=0,
+            reclaimable_memory_bytes=0,
+            parts=(part,),
+        )
+
+    async def check(self) -> StoreCheck:
+        found = StoreProblem(
+            code="leftover",
+            what="A file",
+            path="/p",
+            why="It is.",
+            mend="insula system prune",
+            remedy="prune",
+        )
+        return StoreCheck(looked=NOW, clean=False, problems=(found,))
+
+
 class FakeNode:
     def __init__(self) -> None:
+        self.housekeeping = FakeHousekeeping()
         self.images = [
             Image(
                 name="micro",
@@ -278,7 +316,7 @@ class FakeControl:
         if self.failure is not None:
             raise self.failure
         self.requests.append(request)
-        kinds = ("image", "template", "volume")
+        kinds = ("image", "template", "volume", "system")
         kind: Any = next((kind for kind in kinds if request.verb.startswith(kind)), "machine")
         if kind == "machine" and request.verb != "create":
             state = await self.find_machine(request.project, request.name)
