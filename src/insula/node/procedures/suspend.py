@@ -34,7 +34,7 @@ async def save(context: MachineContext) -> None:
 
 
 async def undo_save(context: MachineContext) -> None:
-    """As long as the process lives, it has all that was saved of it; once told to end, only the file has it."""
+    """As long as the process lives, it has all that was saved; once told to end, only the file has it."""
     if context.journal.remembered.get("ends"):
         await _finish(context)
         context.note(f"It was too late to let machine '{context.machine.name}' run on: it is suspended.")
