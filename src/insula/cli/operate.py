@@ -155,6 +155,7 @@ def give_up(operations: Sequence[Operation]) -> None:
                 say(f"The daemon goes on with it: insula op wait {left.uid}")
             raise
         say(describe_end(operation.info))
+        tell_notes(operation.info)
 
 
 def describe_end(info: OperationInfo) -> str:

@@ -89,17 +89,29 @@ class StateTransfer:
         await self._wait_idle()
 
     async def cancel(self) -> None:
-        """Give up what is under way, if anything, also what an earlier daemon began; until that has ended."""
-        await self.monitor.execute("migrate_cancel")
-        await self._wait_idle()
+        """Give up what is under way, if anything, also what an earlier daemon began; until that has ended.
 
-    async def _wait_idle(self) -> None:
+        What is sent in the background is waited for instead: of one that ends before all is sent, QEMU 7.2
+        leaves the guest's memory write-protected. The next vCPU that writes waits for ever, and soon the
+        monitor with it.
+        """
+        if await self._is_in_background():
+            await self._wait_idle(_COPY_TIMEOUT)
+        else:
+            await self.monitor.execute("migrate_cancel")
+            await self._wait_idle()
+
+    async def _is_in_background(self) -> bool:
+        switches = await self.monitor.execute("query-migrate-capabilities")
+        return any(switch["state"] for switch in switches if switch["capability"] == "background-snapshot")
+
+    async def _wait_idle(self, timeout: float = _TIMEOUT) -> None:
         """A transfer that has told its end is still about to change the machine's state for a moment.
 
         To let the vCPUs run before would be a transition that ends the monitor.
         """
         try:
-            async with asyncio.timeout(_TIMEOUT):
+            async with asyncio.timeout(timeout):
                 while True:
                     if not await self._is_busy():
                         return

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from insula.engine.fake import FakeInstance
 from insula.model.observation import Phase
 from insula.model.operation import OperationState
 from insula.node.procedure import DaemonDied
@@ -57,3 +59,29 @@ async def test_a_daemon_that_dies_before_a_suspended_machine_runs_is_followed_by
     await host.boot()
     assert (await host.ended(asked.uid)).state is OperationState.DONE
     assert (host.world.machine("web").state, host.seen().phase) == ("running", Phase.RUNNING)
+
+
+async def test_a_suspend_that_is_cancelled_too_late_loses_nothing(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process had been told to end: what was saved of it was all that was left, and was removed."""
+    kill, told = FakeInstance.kill, asyncio.Event()
+
+    async def kill_late(instance: FakeInstance) -> None:
+        if told.is_set():
+            await kill(instance)
+        told.set()
+
+    control = await host.boot()
+    await host.run()
+    monkeypatch.setattr(FakeInstance, "kill", kill_late)
+    asked = await host.submit("suspend")
+    async with asyncio.timeout(5):
+        await told.wait()
+    await control.cancel_operation(asked.uid)
+    ended = await host.ended(asked.uid)
+    assert ended.state is OperationState.CANCELLED
+    assert ended.notes == ("It was too late to let machine 'web' run on: it is suspended.",)
+    assert host.seen().phase is Phase.SUSPENDED
+    await host.do("start")
+    assert host.world.machine("web").plan.memory.saved is not None

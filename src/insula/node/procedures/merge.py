@@ -31,13 +31,24 @@ async def merge(context: MachineContext) -> None:
                 await _merge(context, disk, planned)
             except InsulaError as error:
                 left += len(planned.gone)
-                context.note(f"Layers of disk '{disk.disk.id}' are not merged yet: {error.message}")
+                context.note(f"Layers of {_named(disk)} are not merged yet: {_why(error)}")
                 continue
             merged += len(planned.gone)
             for stand in stands:
                 sweep(stand.directory, disk.file, stand.top)
         left += depth(disk) > DEEP
     context.outcome.update(merged=merged, left=left)
+
+
+def _named(disk: KeptDisk) -> str:
+    volume = disk.disk.volume
+    return f"disk '{disk.disk.id}'" if volume is None else f"volume '{volume.name}'"
+
+
+def _why(error: InsulaError) -> str:
+    """With the monitor's own words, where it was that which refused."""
+    answer = error.evidence.get("answer")
+    return f"{error.message.removesuffix('.')}: {answer}" if answer else error.message
 
 
 def depth(disk: KeptDisk) -> int:

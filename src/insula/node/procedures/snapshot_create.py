@@ -39,9 +39,9 @@ async def take(context: MachineContext) -> None:
     directory = snapshots.directory(uid)
     directory.mkdir(parents=True, mode=0o700)
     await asyncio.to_thread(context.rooms.images.hold, context.machine.digests, directory)
-    kept, tag = snapshots.kept_disks(context.machine), _tag(context, context.operation.recovered)
     disks, switches = [], []
-    for disk in kept:
+    for disk in snapshots.kept_disks(context.machine):
+        tag = _tag(context, disk, context.operation.recovered)
         frozen = await chain.freeze(disk.directory, disk.file, tag)
         disks.append(snapshots.link(uid, disk, frozen))
         layer = chain.layer_name(disk.file, tag)
@@ -90,7 +90,10 @@ class _Quiesced:
 async def _quiesced(context: MachineContext, instance: Instance) -> AsyncIterator[_Quiesced]:
     """The guest's file systems are at rest meanwhile, where that was asked for and its agent can do it."""
     found = _Quiesced()
-    if not context.parameters["quiesce"] or context.observer.phase is not Phase.RUNNING:
+    asked, phase = context.parameters["quiesce"], context.observer.phase
+    if not asked or phase is not Phase.RUNNING:
+        if asked:
+            context.note(f"The guest was not quiesced: it is {phase}.")
         yield found
         return
     try:
@@ -121,7 +124,7 @@ async def take_back(context: MachineContext) -> None:
     await let_run(context)
     for attempt in range(context.operation.recovered + 1):
         for disk in context.rooms.snapshots.kept_disks(context.machine):
-            await _thaw(context, disk, _tag(context, attempt))
+            await _thaw(context, disk, _tag(context, disk, attempt))
     await context.rooms.snapshots.remove(context.parameters["snapshot"])
 
 
@@ -135,9 +138,13 @@ async def _thaw(context: MachineContext, disk: KeptDisk, tag: str) -> None:
                 chain.thaw(disk.directory, disk.file, tag)
 
 
-def _tag(context: MachineContext, attempt: int) -> str:
-    """Of the layers that an attempt makes: the same for whoever looks for them later."""
-    return hashlib.sha256(f"{context.operation.uid} {attempt}".encode()).hexdigest()[:12]
+def _tag(context: MachineContext, disk: KeptDisk, attempt: int) -> str:
+    """Of the layer that an attempt makes of a disk: the same for whoever looks for it later.
+
+    No two disks have it: the files of all volumes are called alike, and layers are known by their names.
+    """
+    made_of = f"{context.operation.uid} {attempt} {disk.disk.id}"
+    return hashlib.sha256(made_of.encode()).hexdigest()[:12]
 
 
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:

@@ -48,13 +48,15 @@ def _pairs(context: MachineContext) -> list[tuple[KeptDisk, SnapshotDisk]]:
     return [(disk, kept[disk.disk.id]) for disk in disks if disk.disk.id in kept]
 
 
-def _tag(context: MachineContext) -> str:
-    return hashlib.sha256(context.operation.uid.encode()).hexdigest()[:12]
+def _fresh(context: MachineContext, disk: KeptDisk) -> str:
+    """The name of a disk's new layer; no two disks have it, though the files of volumes are called alike."""
+    tag = hashlib.sha256(f"{context.operation.uid} {disk.disk.id}".encode()).hexdigest()[:12]
+    return chain.layer_name(disk.file, tag)
 
 
 async def prepare(context: MachineContext) -> None:
     await _require_fit(context)
-    directory, tag = context.rooms.snapshots.directory(context.parameters["snapshot"]), _tag(context)
+    directory = context.rooms.snapshots.directory(context.parameters["snapshot"])
     before = {}
     for disk, kept in _pairs(context):
         frozen = directory / kept.file
@@ -67,7 +69,7 @@ async def prepare(context: MachineContext) -> None:
             )
         before[disk.disk.id] = top_name(disk.directory, disk.file)
         chain.link(frozen.parent, disk.directory, frozen.name)
-        fresh = disk.directory / chain.layer_name(disk.file, tag)
+        fresh = disk.directory / _fresh(context, disk)
         if not fresh.exists():
             await create_overlay(fresh, disk.directory / frozen.name, "qcow2", kept.size_bytes, beside=True)
     await context.journal.remember(tops=before)
@@ -92,7 +94,7 @@ async def _require_fit(context: MachineContext) -> None:
 async def undo_prepare(context: MachineContext) -> None:
     """Only what stands nowhere: the swap is undone by now, or was never made."""
     for disk, _ in _pairs(context):
-        fresh = chain.layer_name(disk.file, _tag(context))
+        fresh = _fresh(context, disk)
         if top_name(disk.directory, disk.file) != fresh:
             (disk.directory / fresh).unlink(missing_ok=True)
             if context.instance is None:
@@ -101,7 +103,7 @@ async def undo_prepare(context: MachineContext) -> None:
 
 async def swap(context: MachineContext) -> None:
     for disk, _ in _pairs(context):
-        chain.point(disk.directory, disk.file, chain.layer_name(disk.file, _tag(context)))
+        chain.point(disk.directory, disk.file, _fresh(context, disk))
     suspended = context.directory
     suspension.set_aside(suspended)
     seen = context.observer.seen

@@ -34,7 +34,11 @@ async def save(context: MachineContext) -> None:
 
 
 async def undo_save(context: MachineContext) -> None:
-    """As long as the process lives, it has all that was saved of it; once it has ended, only the file has."""
+    """As long as the process lives, it has all that was saved; once told to end, only the file has it."""
+    if context.journal.remembered.get("ends"):
+        await _finish(context)
+        context.note(f"It was too late to let machine '{context.machine.name}' run on: it is suspended.")
+        return
     if context.instance is None:
         return
     suspension.remove(context.directory)
@@ -44,6 +48,12 @@ async def undo_save(context: MachineContext) -> None:
 
 
 async def end(context: MachineContext) -> None:
+    """From here on there is no way back, whatever fails."""
+    await context.journal.remember(ends=True)
+    await _finish(context)
+
+
+async def _finish(context: MachineContext) -> None:
     if context.instance is not None:
         await context.instance.kill()
         await context.wait_ended()

@@ -1,0 +1,81 @@
+"""Saving a machine's state with a monitor that says what a test scripts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from insula.engine import state
+from insula.engine.errors import EngineRefused
+from insula.engine.state import StateTransfer
+
+
+class ScriptedMonitor:
+    """answers: what query-migrate says, the last one for good. refuses: to save in the background."""
+
+    def __init__(self, *answers: dict[str, Any], refuses: bool = False) -> None:
+        self.answers = list(answers)
+        self.refuses = refuses
+        self.asked: list[str] = []
+        self._in_background = False
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        self.asked.append(command)
+        if command == "migrate-set-capabilities":
+            states = {entry["capability"]: entry["state"] for entry in arguments["capabilities"]}
+            self._in_background = states["background-snapshot"]
+        if command == "migrate" and self.refuses and self._in_background:
+            raise EngineRefused("No userfaultfd here.")
+        if command == "query-migrate-capabilities":
+            return [{"capability": "background-snapshot", "state": self._in_background}]
+        if command == "query-status":
+            return {"status": "running"}
+        if command == "query-migrate":
+            return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return {}
+
+    async def give_descriptor(self, name: str, descriptor: int) -> None: ...
+
+
+def under_way(status: str, sent: int = 0) -> dict[str, Any]:
+    return {"status": status, "ram": {"transferred": sent}}
+
+
+@pytest.fixture
+def target() -> Iterator[int]:
+    descriptor = os.memfd_create("target")
+    yield descriptor
+    os.close(descriptor)
+
+
+def transfer(monitor: Any, monkeypatch: pytest.MonkeyPatch) -> StateTransfer:
+    monkeypatch.setattr(state, "_LOOK", 0.0)
+    return StateTransfer(monitor, "web")
+
+
+async def test_what_is_saved_in_the_background_is_waited_for_and_never_cancelled(
+    target: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = ScriptedMonitor(
+        under_way("active", 400_000), under_way("active"), under_way("active"), under_way("completed")
+    )
+    sending = transfer(monitor, monkeypatch)
+    assert await sending.send(target, in_background=True)
+    next_daemons = transfer(monitor, monkeypatch)
+    await next_daemons.cancel()
+    assert "migrate_cancel" not in monitor.asked
+    assert monitor.answers == [under_way("completed")]
+
+
+async def test_what_is_saved_while_the_machine_stands_is_cancelled(
+    target: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for in_background in (False, True):
+        monitor = ScriptedMonitor(under_way("active"), under_way("cancelled"), refuses=True)
+        sending = transfer(monitor, monkeypatch)
+        assert not await sending.send(target, in_background=in_background)
+        await sending.cancel()
+        assert "migrate_cancel" in monitor.asked
