@@ -521,6 +521,8 @@ class FakeEngine:
         known = self._live.get(directory)
         if known is None or machine.instance is not known:  # another daemon's, and that one is gone
             known = self._live[directory] = FakeInstance(machine)
+            if machine.state == "prepared" and machine.plan.memory.wakes:
+                machine.state = "paused"
         return known
 
     def read_exit(self, directory: Path) -> ExitEvidence | None:

@@ -235,7 +235,10 @@ class Instance(Protocol):
         """Every event since the launch or adoption, in order, for one reader; ends after `Exited`."""
 
     async def state(self) -> RunState:
-        """What the monitor says now: 'prepared' was never resumed."""
+        """What the monitor says now: 'prepared' was never resumed.
+
+        Of an adopted one that woke up in the middle of something, that is not known: it is 'paused'.
+        """
 
     async def resume(self) -> None: ...
 

@@ -232,10 +232,12 @@ class MachineActor(Actor):
         state = await instance.state()
         seen = self.observer.seen
         phase = seen.phase if seen is not None else Phase.RUNNING
-        if state == "paused":
+        if phase is Phase.STARTING:
+            pass  # until its operation, which goes on, says more; one that wakes up stands like a paused one
+        elif state == "paused":
             phase = Phase.PAUSED
-        elif state == "running" and phase not in (Phase.STARTING, Phase.STOPPING):
-            phase = Phase.RUNNING  # one that was starting is so until its operation, which goes on, says so
+        elif state == "running" and phase is not Phase.STOPPING:
+            phase = Phase.RUNNING
         elif state == "prepared":
             phase = Phase.STARTING
         await self.observer.see(
