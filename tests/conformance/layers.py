@@ -137,6 +137,7 @@ class LayersConformance:
         await second.detach()
         found = await adopted.adopt(bench.directory)
         assert found is not None
+        assert await found.state() == "paused"
         await found.resume()
         assert await found.state() == "running"
 

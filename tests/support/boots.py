@@ -30,6 +30,7 @@ class RealShell:
     """Runs `insula` in one home; the daemon starts by itself."""
 
     home: Path
+    images: Path = IMAGES
 
     @property
     def environment(self) -> dict[str, str]:
@@ -37,7 +38,7 @@ class RealShell:
         return {
             **environment,
             "INSULA_HOME": str(self.home),
-            "INSULA_IMAGES": str(IMAGES),
+            "INSULA_IMAGES": str(self.images),
             "NO_COLOR": "1",
             "COLUMNS": "120",
         }
@@ -122,15 +123,23 @@ class RealShell:
 
 
 @contextlib.contextmanager
-def real_home(path: Path, keep_in: Path | None = None) -> Iterator[RealShell]:
+def real_home(path: Path, keep_in: Path | None = None, images: Path = IMAGES) -> Iterator[RealShell]:
     """A home for a module's boots. On failure its logs are kept in `keep_in`."""
-    shell = RealShell(path)
+    shell = RealShell(path, images)
     try:
         yield shell
     finally:
         if keep_in is not None:
             keep_logs(shell.home, keep_in)
         shell.clean_up()
+
+
+def copy_image(name: str, images: Path) -> Path:
+    """A directory of images with this one, whose files are shared with the tests' own."""
+    blob = (IMAGES / name).resolve()
+    shutil.copytree(blob, images / "blobs" / blob.name, copy_function=os.link)
+    (images / name).symlink_to(Path("blobs") / blob.name)
+    return images
 
 
 def keep_logs(home: Path, destination: Path) -> None:

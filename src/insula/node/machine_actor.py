@@ -243,11 +243,12 @@ class MachineActor(Actor):
         state = await instance.state()
         seen = self.observer.seen
         phase = seen.phase if seen is not None else Phase.RUNNING
-        # One that was starting is so until its operation, which goes on, says otherwise.
-        if state == "paused" and phase is not Phase.STARTING:
+        if phase is Phase.STARTING:
+            pass  # until its operation, which goes on, says more; one that wakes up stands like a paused one
+        elif state == "paused":
             phase = Phase.PAUSED
             self.seat.stale = instance.plan.memory.saved is not None  # told once too often is no harm
-        elif state == "running" and phase not in (Phase.STARTING, Phase.STOPPING):
+        elif state == "running" and phase is not Phase.STOPPING:
             phase = Phase.RUNNING
         elif state == "prepared":
             phase = Phase.STARTING

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from insula.engine.protocol import Memory
 from insula.model.device.nic import Nic
 from insula.node.context import MachineContext
+from insula.node.mending import mend
 from insula.node.procedure import Step
 from insula.node.procedures.merge import DEEP, depth
 from insula.node.standing import let_run, remember_running
@@ -22,6 +23,7 @@ async def capture(context: MachineContext) -> None:
     await remember_running(context)
     if not captures.is_whole(uid):
         await let_run(context)
+        await mend(context)
         context.progress("Capturing the machine")
         engine = context.rooms.engine
         vessel = engine.plan(

@@ -19,6 +19,7 @@ from insula.kit.paths import SNAPSHOT_STATE
 from insula.model.observation import Phase
 from insula.model.snapshot import Snapshot
 from insula.node.context import MachineContext
+from insula.node.mending import mend
 from insula.node.procedure import Step
 from insula.node.snapshots import KeptDisk
 from insula.node.standing import let_run, remember_running
@@ -33,6 +34,7 @@ _PHASES = {Phase.RUNNING: "running", Phase.PAUSED: "paused"}
 
 async def take(context: MachineContext) -> None:
     await take_back(context)
+    await mend(context)
     snapshots, uid = context.rooms.snapshots, context.parameters["snapshot"]
     document = snapshots.find(uid)
     instance = context.instance

@@ -15,6 +15,7 @@ from insula.kit.clock import utc_now
 from insula.model.observation import Observation, Phase
 from insula.node import suspension
 from insula.node.context import MachineContext
+from insula.node.mending import mend
 from insula.node.procedure import Step
 from insula.node.renewal import renew
 from insula.node.waking import begin_resume, find_memory, find_suspended, refresh
@@ -57,6 +58,8 @@ async def launch(context: MachineContext) -> None:
     engine = context.rooms.engine
     facts = await engine.facts()
     memory = find_memory(context)
+    if memory.saved is None or context.operation.verb == "snapshot-restore":
+        await mend(context)  # suspended memory is of its disks as they are; nobody may write them
     try:
         plan = engine.plan(context.placed, context.boot_files(), context.directory, facts, memory)
         _require_fit(context, plan)

@@ -1,0 +1,336 @@
+"""Whatever dies, and whenever: machines have the old state or the new one, and nothing is left behind.
+
+An operation is drawn, a victim, and a moment; the victim is killed with -9 while the operation goes on. Then
+the next command is to find everything in order. A failure prints the seed; INSULA_SEED repeats it, and
+INSULA_KILL_ROUNDS has it go on for longer than CI does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.support.boots import ROOT, RealShell, copy_image, has_image, real_home
+from tests.support.mirror import Mirror
+from tests.support.pattern import Pattern
+
+pytestmark = [
+    pytest.mark.boot,
+    pytest.mark.slow,
+    pytest.mark.skipif(not has_image("micro"), reason="the image micro is not built (./scripts/test does)"),
+]
+
+ROUNDS = int(os.environ.get("INSULA_KILL_ROUNDS") or 10)
+NAME = "web"
+MIB = 2**20
+# Seconds that an operation takes on an idle host; the moment of the kill is drawn from the first of them.
+LASTS = {
+    "create": 0.5,
+    "create --memory": 1.5,
+    "restore": 2.5,
+    "rm": 1.5,
+    "suspend": 1.5,
+    "start": 1.5,
+    "resize": 0.5,
+    "clone": 0.7,
+    "import": 1.0,
+    "export": 0.7,
+    "pull": 1.0,
+}
+VICTIMS = ("daemon", "machine", "tool")
+ELSEWHERE = ("clone", "import", "export", "pull")  # a kill of the machine is nothing to these
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What the disks held when a snapshot was made: the mark, and which blocks at least and at most."""
+
+    mark: str
+    least: int
+    most: int
+
+
+@dataclass
+class Web:
+    """The machine, and what is expected of it. least: the newest block that must be there.
+
+    subject: the snapshot, image or volume that the last operation was about.
+    """
+
+    insula: RealShell = field(repr=False)
+    pattern: Pattern = field(repr=False)
+    draw: random.Random = field(repr=False)
+    kept: str = ""
+    mark: str = ""
+    least: int = 0
+    moments: dict[str, Moment] = field(default_factory=dict)
+    size: int = 16
+    made: int = 0
+    subject: str = ""
+
+    @property
+    def phase(self) -> str:
+        return str(self.insula.info(NAME)["phase"])
+
+    # What is done
+
+    def choose(self) -> str:
+        phase = self.phase
+        can = ["create", "resize", *ELSEWHERE] if phase != "suspended" else ["start"] * 4
+        if phase == "running":
+            can += ["create --memory", "suspend"] * 3
+        if self.moments:
+            can += ["restore", "rm"] * 3
+        return self.draw.choice(can)
+
+    def words(self, verb: str) -> list[str]:
+        """The command line of an operation."""
+        self.made += 1
+        self.subject = name = f"n{self.made}"
+        files = self.insula.home.parent
+        match verb:
+            case "create" | "create --memory":
+                return ["snapshot", "create", NAME, name, *verb.split()[1:]]
+            case "restore":
+                self.subject = self.draw.choice(list(self.moments))
+                only = ["--disks-only"] if self.draw.random() < 0.3 else []
+                return ["snapshot", "restore", "-y", *only, NAME, self.subject]
+            case "rm":
+                self.subject = self.draw.choice(list(self.moments))
+                return ["snapshot", "rm", NAME, self.subject]
+            case "resize":
+                self.size += 1
+                return ["volume", "resize", "one", f"{self.size}MiB"]
+            case "clone":
+                return ["volume", "clone", "spare", name]
+            case "import":
+                return ["image", "import", str(files / "disk.raw"), "--format", "raw", "--name", name]
+            case "export":
+                return ["image", "export", "imported", str(files / f"{name}.qcow2")]
+            case "pull":
+                return ["image", "pull", "far", "--name", name]
+        return [verb, NAME]
+
+    def round(self, told: list[str]) -> None:
+        """An operation, a victim, a moment; and what then is. told: what is said of a failure."""
+        verb = self.choose()
+        runs = self.phase == "running"
+        if runs:
+            self.mark = self.pattern.write_mark()
+            self.least = self.pattern.told()
+        before = self.mark
+        moment = Moment(self.mark, self.least, 0)
+        victim = self.draw.choice([v for v in VICTIMS if v != "machine" or verb not in ELSEWHERE])
+        delay = self.draw.uniform(0, LASTS[verb.split()[0]] * SLOWNESS)
+        words = self.words(verb)
+        told.append(f"{' '.join(words)}; {victim} killed after {delay:.3f}s")
+        with self.insula.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as doing:
+            time.sleep(delay)  # what is drawn is the moment
+            told.append(f"killed: {kill(self.insula, victim, doing)}")
+            said = doing.communicate(timeout=120)[0].decode()
+            told.append(f"status {doing.returncode}: {said[-600:]}")
+        settle(self.insula)
+        phase = self.phase
+        told.append(f"then it was {phase}: {self.insula.info(NAME)['reason']}")
+        self.check_phase(verb, runs, doing.returncode, victim, phase)
+        if phase == "suspended" and verb == "suspend":
+            return  # it is looked at once it has been started
+        wakes = phase == "suspended"
+        if phase != "running":
+            self.insula("start", NAME, timeout=120)
+        seen = self.pattern.look()
+        told.append(f"expected {self}; seen {seen}")
+        assert seen.is_one_moment
+        assert seen.kept[0] == self.kept
+        if wakes or (runs and phase == "running" and verb != "restore"):
+            assert seen.told is not None, "what it had in memory is lost"
+        if seen.told is not None:
+            assert seen.newest == (seen.told, seen.told), "memory and disks are not of one moment"
+        restored = verb == "restore" and seen.mark[0] == self.moments[self.subject].mark
+        if restored and doing.returncode == 0:
+            told.append("restored")
+        if restored and (before != seen.mark[0] or self.moments[self.subject].most < self.least):
+            then = self.moments[self.subject]
+            assert then.least <= seen.newest[1] <= then.most
+        else:
+            assert seen.mark[0] == before
+            assert seen.newest[1] >= self.least, "what was flushed is lost"
+            assert not (verb == "restore" and doing.returncode == 0), "it was not restored"
+        self.mark, self.least = seen.mark[0], seen.newest[1]
+        self.check_snapshots(verb, doing.returncode, Moment(moment.mark, moment.least, seen.newest[0]))
+        self.check_files()
+
+    # What must be
+
+    def check_phase(self, verb: str, ran: bool, status: int, victim: str, phase: str) -> None:
+        if victim == "machine":
+            return  # whether it was hit, and what the operation then did with it, is shown by what it holds
+        if verb in ("suspend", "start"):
+            assert phase in ("running", "suspended")
+        elif verb != "restore":
+            assert phase == ("running" if ran else "suspended")
+        if status == 0 and verb == "suspend":
+            assert phase == "suspended"
+
+    def check_snapshots(self, verb: str, status: int, moment: Moment) -> None:
+        """What is listed is what is there, and each operation has been done or has not."""
+        listed = {snapshot["name"]: snapshot for snapshot in self.insula.data("snapshot", "ls", NAME)}
+        assert all(snapshot["taken"] for snapshot in listed.values())
+        assert sum(snapshot["current"] for snapshot in listed.values()) <= 1
+        expected = set(self.moments)
+        if verb.startswith("create"):
+            if self.subject in listed:
+                self.moments[self.subject] = moment
+            assert self.subject in listed or status != 0
+        elif verb == "rm":
+            if self.subject not in listed:
+                del self.moments[self.subject]
+            assert self.subject not in listed or status != 0
+        assert set(self.moments) == set(listed), expected
+        directories = {path.name for path in (self.insula.home / "snapshots").glob("*")}
+        assert directories == {snapshot["uid"] for snapshot in listed.values()}
+
+    def check_files(self) -> None:
+        """Every layer is clean, and nothing is there that nobody has."""
+        self.insula("pause", NAME)  # so that all is in the files
+        try:
+            for path in self.insula.home.glob("*/*/**/*.qcow2"):
+                argv = ["qemu-img", "check", "-U", "-f", "qcow2", str(path)]
+                done = subprocess.run(argv, capture_output=True, text=True, check=False)
+                assert done.returncode == 0, f"{path}: {done.stdout}{done.stderr}"
+        finally:
+            self.insula("resume", NAME)
+        rooms = ("machines", "volumes", "snapshots", "captures")
+        hidden = [path for room in rooms for path in (self.insula.home / room).glob("**/.*")]
+        assert not hidden, hidden
+        assert not any((self.insula.home / "captures").glob("*"))
+        tools = [line for line in self.insula.processes() if "qemu-img" in line]
+        assert not tools, tools
+
+
+# Moments are drawn from the time that an operation takes here: a host that emulates is slow, and so is CI.
+SLOWNESS = float(os.environ.get("INSULA_KILL_SLOWNESS") or 1)
+
+
+def settle(insula: RealShell) -> None:
+    """The next command brings the daemon back, and it finishes or undoes what was begun."""
+    deadline = time.monotonic() + 120
+    while operations := insula.data("op", "ls"):
+        assert time.monotonic() < deadline, operations
+        for operation in operations:
+            insula("op", "wait", operation["uid"], status=None)
+
+
+def kill(insula: RealShell, victim: str, doing: subprocess.Popen[bytes]) -> str:
+    """kill -9 of the daemon, of the machine's monitor, or of a tool that works in this home, as soon as there
+    is one; what was killed, in words."""
+    if victim == "daemon":
+        insula.kill_daemon()
+        return "the daemon"
+    while doing.poll() is None:
+        for pid, line in processes(insula.home, victim):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                return f"{pid} {line[:150]}"
+    return "nothing, there was none"
+
+
+def processes(home: Path, victim: str) -> Iterator[tuple[int, str]]:
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            program, line = os.path.basename(words[0]).decode(), b" ".join(words).decode()  # noqa: PTH119
+            cwd = (entry / "cwd").readlink()
+            if victim == "machine":
+                found = program.startswith("qemu-system") and cwd.is_relative_to(home / "machines")
+            else:
+                found = program == "qemu-img" and (str(home.parent) in line or cwd.is_relative_to(home))
+            if found:
+                yield int(entry.name), line
+
+
+@pytest.fixture
+def draw() -> random.Random:
+    seed = int(os.environ.get("INSULA_KILL_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"INSULA_KILL_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def web(tmp_path: Path, draw: random.Random) -> Iterator[Web]:
+    """A home with the machine and its disks, one on virtio and one on scsi, and images to work with."""
+    images = copy_image("micro", tmp_path / "images")
+    disk = draw.randbytes(4 * MIB)
+    (tmp_path / "disk.raw").write_bytes(disk)
+    with (
+        Mirror(files={"/far.raw": disk}) as mirror,
+        real_home(tmp_path / "home", ROOT / "test-artifacts" / "kills", images) as insula,
+    ):
+        (insula.home / "catalogues").mkdir(parents=True)
+        entry = {
+            **{"name": "far", "version": "1", "os": "none", "format": "raw", "url": mirror.url("/far.raw")},
+            "sha256": hashlib.sha256(disk).hexdigest(),
+        }
+        (insula.home / "catalogues" / "far.json").write_text(json.dumps({"version": 1, "images": [entry]}))
+        yield make(insula, draw)
+
+
+def make(insula: RealShell, draw: random.Random) -> Web:
+    for name in ("one", "two", "spare"):
+        insula("volume", "create", name, "--size", "16MiB")
+    insula("image", "import", str(insula.home.parent / "disk.raw"), "--format", "raw", "--name", "imported")
+    words = ["--volume", "one", "--volume", "two:scsi", "--run-policy", "once"]
+    insula("run", "-d", "--name", NAME, "--memory", "160MiB", *words, "micro")
+    serials = [insula.data("volume", "info", name)["serial"] for name in ("one", "two")]
+    web = Web(insula, Pattern(insula, NAME, *serials), draw)
+    web.pattern.begin()
+    web.kept = web.pattern.look().kept[0]
+    return web
+
+
+@pytest.mark.timeout(60 + 60 * ROUNDS)
+def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(web: Web) -> None:
+    for number in range(ROUNDS):
+        told = [f"round {number}"]
+        try:
+            web.round(told)
+        except BaseException:
+            print("\n".join(told))
+            raise
+        if os.environ.get("INSULA_KILL_ROUNDS"):
+            print("\n".join(told), flush=True)
+    finish(web)
+
+
+def finish(web: Web) -> None:
+    """Once no snapshot is left, each disk is one file, and holds what it held."""
+    if web.phase != "running":
+        web.insula("start", NAME)
+    for name in list(web.moments):
+        web.insula("snapshot", "rm", NAME, name)
+    settle(web.insula)
+    for name in ("one", "two"):
+        directory = Path(web.insula.data("volume", "info", name)["directory"])
+        layers = [path.name for path in directory.glob("*.qcow2") if not path.is_symlink()]
+        assert len(layers) == 1, layers
+    seen = web.pattern.look()
+    assert seen.is_one_moment
+    assert seen.kept[0] == web.kept
+    assert seen.mark[0] == web.mark
+    web.insula("rm", "-f", NAME)
+    for name in [volume["name"] for volume in web.insula.data("volume", "ls")]:
+        web.insula("volume", "rm", name)
+    assert not any((web.insula.home / "volumes").iterdir())
