@@ -50,6 +50,7 @@ async def launch(context: MachineContext) -> None:
     """The process lives, its vCPUs stand. One that lives already (a daemon died here) is kept."""
     if context.instance is not None:
         return
+    await context.take_turn()
     engine = context.rooms.engine
     facts = await engine.facts()
     memory = _memory_of(context)
@@ -108,6 +109,7 @@ async def run(context: MachineContext) -> None:
     if forked:
         context.outcome["renewed"] = await renew(context, instance)
         context.seat.waking = False
+    context.end_turn()
     if context.instance is None:
         return  # it has ended again already; its end was seen and is the truth
     context.outcome["booted"] = "" if forked else _why_booted(context)
