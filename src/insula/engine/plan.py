@@ -45,6 +45,7 @@ _KVM_CPU = "host"
 
 # Where the supervisor opens the memory that a machine shares with others, for its monitor to inherit.
 MEMORY_DESCRIPTOR = 8
+MEMORY = "ram"  # what a machine's memory is called, also in its state
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -119,7 +120,7 @@ def _base(machine: Machine, files: BootFiles, facts: EngineFacts, memory: Memory
         switches["graphics"] = (
             "off"  # the firmware then speaks on the serial port: `logs` show why a disk won't boot
         )
-    switches["memory-backend"] = "ram"
+    switches["memory-backend"] = MEMORY
     sandbox = ("-sandbox", _SANDBOX) if "sandbox" in facts.features else ()
     return (
         "-nodefaults",
@@ -156,10 +157,10 @@ def _memory(machine: Machine, memory: Memory) -> tuple[str, ...]:
     it). It keeps kernel and initrd although it does not boot: it will when its guest is reset.
     """
     if memory == OWN_MEMORY:  # by the same name, so that one which was booted can be captured, too
-        return ("-object", option("memory-backend-ram", id="ram", size=_size(machine.memory_bytes)))
+        return ("-object", option("memory-backend-ram", id=MEMORY, size=_size(machine.memory_bytes)))
     backend = option(
         "memory-backend-file",
-        id="ram",
+        id=MEMORY,
         size=_size(machine.memory_bytes),
         mem_path=f"/proc/self/fd/{MEMORY_DESCRIPTOR}",
         share="on" if memory.shareable else "off",
