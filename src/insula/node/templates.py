@@ -32,6 +32,7 @@ from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
 from insula.model.template import NAME, Template, TemplateView, as_template, why_not_forked
 from insula.node.disks import disks_of, make_overlays, make_seeds
+from insula.storage import late_boot
 from insula.storage.chain import frozen_name
 from insula.storage.images import MANIFEST, ImageStore
 
@@ -195,6 +196,10 @@ class Templates:
             directory.mkdir(parents=True, mode=0o700)
             await asyncio.to_thread(self._images.claim, common.image.digest, directory)
             await self._furnish(common, directory)
+            if files.kernel is not None and files.initrd is not None:
+                await asyncio.to_thread(
+                    late_boot.make, files.kernel, files.initrd, directory, common.memory_bytes
+                )
             facts = await self._engine.facts()
             plan = self._engine.plan(common, files, directory, facts, Memory(shareable=True))
             instance = await self._engine.launch(plan)

@@ -7,15 +7,18 @@ nobody but us may speak to it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from insula.engine.errors import TemplateGone
-from insula.engine.protocol import OWN_MEMORY, Memory
+from insula.engine.protocol import OWN_MEMORY, BootFiles, Memory
 from insula.kit.clock import utc_now
+from insula.kit.paths import LATE_INITRD, LATE_KERNEL
 from insula.model.observation import Observation, Phase
 from insula.node.context import MachineContext
 from insula.node.disks import stand_on
 from insula.node.procedure import Step
 from insula.node.renewal import renew
+from insula.storage import late_boot
 
 
 async def prepare(context: MachineContext) -> None:
@@ -55,7 +58,8 @@ async def launch(context: MachineContext) -> None:
     facts = await engine.facts()
     memory = _memory_of(context)
     try:
-        plan = engine.plan(context.placed, context.boot_files(), context.directory, facts, memory)
+        files = _boot_files(context, memory)
+        plan = engine.plan(context.placed, files, context.directory, facts, memory)
         instance = await engine.launch(plan)
     except TemplateGone:
         if context.is_sibling:
@@ -65,6 +69,15 @@ async def launch(context: MachineContext) -> None:
         instance = await engine.launch(plan)
     context.seat.waking = plan.memory.template is not None
     context.attach(instance)
+
+
+def _boot_files(context: MachineContext, memory: Memory) -> BootFiles:
+    """A fork has long booted; it takes files that cost it nothing until its guest reboots."""
+    files = context.boot_files()
+    if memory.template is None or not late_boot.link(memory.template, context.directory):
+        late_boot.drop(context.directory)
+        return files
+    return BootFiles(Path(LATE_KERNEL), Path(LATE_INITRD), files.arguments)
 
 
 def _memory_of(context: MachineContext) -> Memory:
