@@ -8,8 +8,8 @@ cost a quarter of its start. The initrd it maps, so it is read when a guest boot
 Here the kernel is moved to where the initrd is. What stays in its place copies it to where it is to be, says
 where the real initrd begins, and goes on there.
 
-The Linux/x86 boot protocol (Documentation/arch/x86/boot.rst): the setup code leaves us in 32-bit mode with flat
-segments and %esi on the boot parameters; a relocatable kernel may be anywhere that is aligned as it says.
+The Linux/x86 boot protocol (Documentation/arch/x86/boot.rst): the setup code leaves us in 32-bit mode with
+flat segments and %esi on the boot parameters; a relocatable kernel may be anywhere that is aligned.
 """
 
 from __future__ import annotations
