@@ -134,6 +134,7 @@ class QemuEngine:
             stood = await capture(instance, taker, disks)
             await self.freeze(taker)
         except BaseException:
+            await cancel_and_wait(touching)
             await self.discard(vessel.directory)
             raise
         return stood
