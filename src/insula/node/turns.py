@@ -2,8 +2,8 @@
 
 A launch is work for processors from its first moment to its last: the monitor's start, and above all the
 guest's first steps, which without KVM are translated first. Twenty that do so at once take each other's
-caches and are all late; one after the other each takes a quarter less of a processor, and the first of them
-is ready as soon as if it were alone.
+caches, and all are ready at the end; a few at a time take less of a processor each, and the first of them are
+ready long before the last (docs/design/0002).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-PATIENCE = 2.0  # seconds, then the next may begin: who waits longer than that waits for something else
+PATIENCE = 0.5  # seconds; one takes 0.2 on an idle host, and where others take the processors more may compete
 
 
 class Turns:
