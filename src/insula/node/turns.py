@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-PATIENCE = 0.5  # seconds; one takes 0.2 on an idle host, and where others take the processors more may compete
+PATIENCE = 0.5  # seconds; a launch takes 0.2 on an idle host, and on a busy one more may compete with others
 
 
 class Turns:
