@@ -17,6 +17,7 @@ import insula
 from bench.bed import IMAGE, PATIENCE, Bed, at_once, pss, timed
 from bench.figure import Bound, Figure, in_turn
 from insula.kit.paths import DEVICE_STATE, LAUNCH_PLAN, PID_FILE
+from insula.storage import late_boot
 
 CROWD = 20
 SIBLINGS = 10
@@ -66,6 +67,7 @@ class Recipe:
     def run(self) -> float:
         directory = self._bed.bare_directory()
         directory.mkdir()
+        late_boot.link(self._state.parent, directory)
         began = time.monotonic()
         memory = os.open(self._memory, os.O_RDWR)
         os.dup2(memory, MEMORY_DESCRIPTOR, inheritable=True)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import threading
 from collections.abc import Sequence
@@ -25,10 +26,19 @@ from insula.engine import frozen
 from insula.engine.errors import EngineLost, EngineRefused
 from insula.engine.instance import QemuInstance
 from insula.engine.layers import switch
+from insula.engine.plan import MEMORY
 from insula.engine.protocol import DiskSwitch
+from insula.engine.stream import ZeroFilter
 from insula.kit.clock import monotonic
 
 _LOOK = 0.005  # seconds between looks at how far the stream has grown
+_CHUNK = 2**20  # bytes carried at a time; also the most that a pipe of a plain user's holds (pipe(7))
+
+
+async def touch(machine: QemuInstance) -> None:
+    """What may be done before `capture`, so that the machine stands for a shorter time."""
+    if machine.plan.memory.template is not None:
+        await asyncio.to_thread(frozen.touch_all, machine.identity.pid)
 
 
 async def capture(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[DiskSwitch]) -> float:
@@ -40,8 +50,6 @@ async def capture(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[D
     stream = os.memfd_create("insula-stream", os.MFD_CLOEXEC)
     whole = threading.Event()
     try:
-        if machine.plan.memory.template is not None:
-            await asyncio.to_thread(frozen.touch_all, machine.identity.pid)
         runs = await machine.state() == "running"
         stood = await _send(machine, stream, disks, runs)
         reader, writer = os.pipe2(os.O_CLOEXEC)
@@ -54,6 +62,8 @@ async def capture(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[D
             finally:
                 whole.set()
             await receiving
+            if not await relaying:
+                await frozen.dig_holes(vessel.identity.pid)
         finally:
             receiving.cancel()
             os.close(reader)  # ends the relay, should the vessel have died
@@ -90,20 +100,32 @@ async def save(machine: QemuInstance, path: Path, disks: Sequence[DiskSwitch], *
     return stood
 
 
-def _relay(stream: int, writer: int, whole: threading.Event) -> None:
-    """Carry what is in the stream to the pipe until it is whole; closes the pipe. Raises OSError."""
-    sent = 0
+def _relay(stream: int, writer: int, whole: threading.Event) -> bool:
+    """Carry what is in the stream to the pipe, but for pages of zeros, until it is whole; closes the pipe.
+
+    Returns whether all of these were left out. Raises OSError.
+    """
+    zeros, sent = ZeroFilter(MEMORY), 0
     try:
+        with contextlib.suppress(OSError):  # beyond what this user's pipes may hold together: it stays small
+            fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, _CHUNK)
         while True:
-            ended = whole.is_set()  # asked before the size, so that nothing is missed
-            size = os.fstat(stream).st_size
-            while sent < size:
-                sent += os.sendfile(writer, stream, sent, size - sent)
+            ended = whole.is_set()  # asked before the reading, so that nothing is missed
+            while chunk := os.pread(stream, _CHUNK, sent):
+                sent += len(chunk)
+                for piece in zeros.feed(chunk):
+                    _write(writer, piece)
             if ended:
-                return
+                _write(writer, memoryview(zeros.end()))
+                return zeros.thorough
             whole.wait(_LOOK)
     finally:
         os.close(writer)
+
+
+def _write(descriptor: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 async def _send(machine: QemuInstance, stream: int, disks: Sequence[DiskSwitch], runs: bool) -> float:

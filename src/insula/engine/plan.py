@@ -46,6 +46,7 @@ _KVM_CPU = "host"
 
 # Where the supervisor opens the memory that a machine shares with others, for its monitor to inherit.
 MEMORY_DESCRIPTOR = 8
+MEMORY = "ram"  # what a machine's memory is called, also in its state
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -146,7 +147,7 @@ def _base(machine: Machine, files: BootFiles, facts: EngineFacts, memory: Memory
         switches["graphics"] = (
             "off"  # the firmware then speaks on the serial port: `logs` show why a disk won't boot
         )
-    switches["memory-backend"] = "ram"
+    switches["memory-backend"] = MEMORY
     typed = _machine_type(machine, facts, memory)
     sandbox = ("-sandbox", _SANDBOX) if "sandbox" in facts.features else ()
     return (
@@ -189,10 +190,10 @@ def _memory(machine: Machine, memory: Memory) -> tuple[str, ...]:
     waits = ("-incoming", "defer") if memory.vessel or memory.template or memory.saved else ()
     if not (memory.shareable or memory.vessel or memory.template):
         # By the same name, so that one which was booted can be captured, too.
-        return ("-object", option("memory-backend-ram", id="ram", size=_size(machine.memory_bytes)), *waits)
+        return ("-object", option("memory-backend-ram", id=MEMORY, size=_size(machine.memory_bytes)), *waits)
     backend = option(
         "memory-backend-file",
-        id="ram",
+        id=MEMORY,
         size=_size(machine.memory_bytes),
         mem_path=f"/proc/self/fd/{MEMORY_DESCRIPTOR}",
         share="on" if memory.shareable else "off",

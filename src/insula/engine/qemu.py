@@ -10,7 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from insula.engine import console, evidence, frozen, process
-from insula.engine.capture import capture, save
+from insula.engine.capture import capture, save, touch
 from insula.engine.errors import (
     EngineLost,
     EngineMissing,
@@ -127,12 +127,14 @@ class QemuEngine:
 
     async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
         assert isinstance(instance, QemuInstance), "an instance of another engine"
+        touching = asyncio.create_task(touch(instance), name=f"touch memory of {instance.plan.name}")
         try:
             taker = await self.launch(vessel)
+            await touching
             stood = await capture(instance, taker, disks)
-            await frozen.dig_holes(taker.identity.pid)
             await self.freeze(taker)
         except BaseException:
+            await cancel_and_wait(touching)
             await self.discard(vessel.directory)
             raise
         return stood

@@ -22,7 +22,7 @@ from insula.kit.paths import CAPTURE_DOCUMENT, write_atomically
 from insula.model.machine import Machine
 from insula.model.operation import Operation
 from insula.node.disks import disks_of
-from insula.storage import chain
+from insula.storage import chain, late_boot
 from insula.store.protocol import Store
 
 
@@ -75,6 +75,7 @@ class Captures:
             os.link(home / disk.file, directory / disk.file)
         stood = 0.0
         if instance is not None:
+            late_boot.link(home, directory)
             stood = await self._engine.capture(instance, vessel, switches)
         document = json.dumps({"machine": machine.uid, "layers": layers, "live": instance is not None})
         write_atomically(directory / CAPTURE_DOCUMENT, document + "\n")

@@ -20,6 +20,7 @@ from insula.node.journal import OperationJournal
 from insula.node.media import place_medium
 from insula.node.observer import Observer
 from insula.node.rooms import Rooms
+from insula.node.turns import Turn
 from insula.storage.images import MANIFEST
 
 
@@ -49,6 +50,7 @@ class MachineContext:
     seat: Seat
     attach: Callable[[Instance], None]  # the actor begins to listen to a live machine
     outcome: dict[str, Any] = field(default_factory=dict)
+    turn: Turn | None = None
 
     @property
     def machine(self) -> Machine:
@@ -92,6 +94,16 @@ class MachineContext:
     def is_sibling(self) -> bool:
         """Whether this makes a fork of a machine that was captured (`procedures/fork.py`)."""
         return "captured" in self.journal.remembered
+
+    async def take_turn(self) -> None:
+        """Wait until a launch may begin (`turns`); done again it changes nothing."""
+        if self.turn is None:
+            self.turn = await self.rooms.turns.take()
+
+    def end_turn(self) -> None:
+        """The next launch may begin, whatever became of this one."""
+        if self.turn is not None:
+            self.turn.end()
 
     def note(self, text: str) -> None:
         self.journal.note(text)

@@ -115,6 +115,7 @@ class MachineActor(Actor):
                 await self._release_capture(context)
             raise
         finally:
+            context.end_turn()
             self._asked_to_end = False
         await self._release_capture(context)
         return context.outcome

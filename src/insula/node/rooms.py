@@ -10,13 +10,14 @@ from insula.node.captures import Captures
 from insula.node.procedure import Faults
 from insula.node.snapshots import Snapshots
 from insula.node.templates import Templates
+from insula.node.turns import Turns
 from insula.storage.images import ImageStore
 from insula.store.protocol import Store
 
 
 @dataclass(frozen=True)
 class Rooms:
-    """home: where machines live. faults: what tests make go wrong."""
+    """home: where machines live. turns: of launches. faults: what tests make go wrong."""
 
     home: Home
     store: Store
@@ -26,3 +27,4 @@ class Rooms:
     captures: Captures
     snapshots: Snapshots
     faults: Faults = field(default_factory=Faults)
+    turns: Turns = field(default_factory=Turns)

@@ -33,6 +33,7 @@ from insula.model.observation import AcceleratorFact
 from insula.model.template import NAME, Template, TemplateView, as_template, why_not_forked
 from insula.node.disks import disks_of, make_overlays, make_seeds
 from insula.node.media import medium_of, place_medium
+from insula.storage import late_boot
 from insula.storage.chain import name_top
 from insula.storage.images import MANIFEST, ImageStore
 
@@ -207,6 +208,10 @@ class Templates:
             directory.mkdir(parents=True, mode=0o700)
             await asyncio.to_thread(self._images.hold, common.digests, directory)
             await self._furnish(common, directory)
+            if files.kernel is not None and files.initrd is not None:
+                await asyncio.to_thread(
+                    late_boot.make, files.kernel, files.initrd, directory, common.memory_bytes
+                )
             facts = await self._engine.facts()
             plan = self._engine.plan(common, files, directory, facts, Memory(shareable=True))
             instance = await self._engine.launch(plan)

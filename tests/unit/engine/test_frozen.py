@@ -104,3 +104,38 @@ async def test_a_recycled_pid_is_not_taken_for_the_keeper(held: Path) -> None:
         (held / PID_FILE).write_text(other)
         assert frozen.open_memory(held) is None
     (held / PID_FILE).write_text(kept)
+
+
+def mapped_pages() -> int:
+    """How many pages of held memory are there in our private mappings (/proc/PID/pagemap, proc(5))."""
+    count = 0
+    page = os.sysconf("SC_PAGE_SIZE")
+    with Path("/proc/self/maps").open() as maps, Path("/proc/self/pagemap").open("rb") as pages:
+        for line in maps:
+            if "memfd:insula-memory" in line:
+                start, end = (int(number, 16) for number in line.split(" ", 1)[0].split("-"))
+                pages.seek(start // page * 8)
+                count += sum(byte >> 7 for byte in pages.read((end - start) // page * 8)[7::8])
+    return count
+
+
+def test_all_of_a_forks_memory_is_mapped_and_none_of_it_is_changed() -> None:
+    page, size = os.sysconf("SC_PAGE_SIZE"), 3 * 2**20
+    memory = frozen.create_memory(size)
+    os.pwrite(memory, b"frozen", 5 * page)
+    frozen.seal(memory)
+    with mmap.mmap(memory, size, mmap.MAP_PRIVATE) as private:
+        before = mapped_pages()
+        for at in (0, 7 * page, size - page):
+            private[at : at + 4] = b"mine"
+        for _ in range(2):
+            frozen.touch_all(os.getpid())
+            assert mapped_pages() - before == size // page
+        for at, content in ((0, b"mine"), (7 * page, b"mine"), (size - page, b"mine"), (5 * page, b"frozen")):
+            assert private[at : at + len(content)] == content
+        assert private[page : 2 * page] == bytes(page)
+    os.close(memory)
+
+
+def test_the_memory_of_a_process_that_has_ended_is_touched_by_nobody() -> None:
+    frozen.touch_all(2**22 - 1)

@@ -17,7 +17,7 @@ from insula.engine.fake import FakeEngine, Script
 from insula.engine.fakeguest import COMMANDS, Call, FakeAgent
 from insula.engine.protocol import Instance
 from insula.kit.errors import InsulaError
-from insula.kit.paths import TEMPLATE_DOCUMENT
+from insula.kit.paths import LATE_INITRD, LATE_KERNEL, TEMPLATE_DOCUMENT
 from insula.model.image import Image
 from insula.model.observation import Phase
 from insula.model.operation import Operation, OperationState
@@ -75,6 +75,31 @@ async def test_every_launch_is_a_fork_with_a_name_of_its_own(host: FakeHost) -> 
     for name in ("one", "two"):
         assert host.world.machine(name).plan.memory.template == template
         assert host.seen(name).phase is Phase.RUNNING
+
+
+def kernel_of(host: FakeHost, name: str) -> str:
+    argv = host.world.machine(name).plan.argv
+    return argv[argv.index("-kernel") + 1]
+
+
+async def test_a_fork_has_boot_files_for_a_late_boot_and_a_start_has_the_images(host: FakeHost) -> None:
+    await host.run("one")
+    assert kernel_of(host, "one").endswith("/vmlinuz")  # the fake kernel is none that can be moved
+    template = rooms_of(host).directory(keys(host)[0])
+    for name in (LATE_KERNEL, LATE_INITRD):
+        (template / name).write_text(name)
+    await host.run("two")
+    forked = await host.do("fork", "two")
+    assert forked.outcome is not None
+    await host.ended(forked.outcome["machines"][0]["operation"])
+    for name in ("two", "two-1"):
+        assert kernel_of(host, name) == LATE_KERNEL
+        directory = host.world.machine(name).plan.directory
+        assert (directory / LATE_INITRD).samefile(template / LATE_INITRD)
+        await host.do("stop", name, force=True)
+        await host.do("start", name)
+        assert kernel_of(host, name).endswith("/vmlinuz")
+        assert not (directory / LATE_INITRD).exists()
 
 
 async def test_launches_at_once_make_one_template(host: FakeHost) -> None:

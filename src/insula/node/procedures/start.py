@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 from insula.engine.errors import TemplateGone
-from insula.engine.protocol import LaunchPlan
+from insula.engine.protocol import BootFiles, LaunchPlan, Memory
 from insula.kit.clock import utc_now
+from insula.kit.paths import LATE_INITRD, LATE_KERNEL
 from insula.model.observation import Observation, Phase
 from insula.node import suspension
 from insula.node.context import MachineContext
@@ -19,6 +21,7 @@ from insula.node.mending import mend
 from insula.node.procedure import Step
 from insula.node.renewal import renew
 from insula.node.waking import begin_resume, find_memory, find_suspended, refresh
+from insula.storage import late_boot
 
 
 async def prepare(context: MachineContext) -> None:
@@ -55,13 +58,15 @@ async def launch(context: MachineContext) -> None:
     """The process lives, its vCPUs stand. One that lives already (a daemon died here) is kept."""
     if context.instance is not None:
         return
+    await context.take_turn()
     engine = context.rooms.engine
     facts = await engine.facts()
     memory = find_memory(context)
     if memory.saved is None or context.operation.verb == "snapshot-restore":
         await mend(context)  # suspended memory is of its disks as they are; nobody may write them
     try:
-        plan = engine.plan(context.placed, context.boot_files(), context.directory, facts, memory)
+        files = _boot_files(context, memory)
+        plan = engine.plan(context.placed, files, context.directory, facts, memory)
         _require_fit(context, plan)
         instance = await engine.launch(plan)
     except TemplateGone:
@@ -80,6 +85,15 @@ def _require_fit(context: MachineContext, plan: LaunchPlan) -> None:
     if found is not None and context.operation.verb != "snapshot-restore":
         hint = f"Boot it without that memory: insula start --cold {plan.name}"
         suspension.require_fit(found.memory, plan, hint)
+
+
+def _boot_files(context: MachineContext, memory: Memory) -> BootFiles:
+    """A fork has long booted; it takes files that cost it nothing until its guest reboots."""
+    files = context.boot_files()
+    if memory.template is None or not late_boot.link(memory.template, context.directory):
+        late_boot.drop(context.directory)
+        return files
+    return BootFiles(Path(LATE_KERNEL), Path(LATE_INITRD), files.arguments)
 
 
 async def undo_launch(context: MachineContext) -> None:
@@ -112,6 +126,7 @@ async def run(context: MachineContext) -> None:
         told = renew if memory.template is not None else refresh
         context.outcome["renewed"] = await told(context, instance)
         context.seat.waking = False
+    context.end_turn()
     suspension.remove(context.directory)
     if context.instance is None:
         return  # it has ended again already; its end was seen and is the truth
