@@ -34,9 +34,7 @@ def main() -> int:
     bed = Bed(images)
     try:
         _tell(f"host: {_describe_host(bed)}")
-        if IMAGE not in {image["name"] for image in bed.client.images()}:
-            _tell(f"building the image '{IMAGE}'")
-            bed.client.build_image(IMAGE)
+        bed.build(IMAGE)
         bed.record_plan()
         for name, measure in CASES.items():
             if not options.names or name in options.names:

@@ -34,7 +34,8 @@ class Bare:
 
     def __init__(self, argv: list[str], directory: str) -> None:
         os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib is 5 ms of import in a script that is measured
-        self._directory = directory
+        self.directory = directory
+        self._stream = 0  # of the agent's session: a number serves once
         self.process = subprocess.Popen(
             argv,
             cwd=directory,
@@ -43,16 +44,30 @@ class Bare:
             stderr=subprocess.DEVNULL,
         )
         try:
-            self._qmp = self._connect("qmp.sock").makefile("rwb", buffering=0)
+            self._monitor = self._connect("qmp.sock")
+            self._heard = self._monitor.makefile("rb")
             self._hear()  # the greeting
-            self._say("qmp_capabilities")
+            self.say("qmp_capabilities")
         except BaseException:
             self.kill()
             raise
 
     def run(self) -> None:
         """Let the guest run."""
-        self._say("cont")
+        self.say("cont")
+
+    def say(self, command: str, **arguments: Any) -> Any:
+        """Have the monitor do something; its answer."""
+        text = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
+        self._monitor.sendall(text.encode() + b"\n")
+        return self._answer()
+
+    def give(self, name: str, descriptor: int) -> None:
+        """Hand the monitor a descriptor, by which it reads or writes what it may not open."""
+        text = json.dumps({"execute": "getfd", "arguments": {"fdname": name}})
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack("i", descriptor))]
+        self._monitor.sendmsg([text.encode() + b"\n"], rights)
+        self._answer()
 
     def wait_agent(self) -> None:
         """Greet the agent until it answers; while there is none, the monitor keeps the greetings."""
@@ -73,7 +88,8 @@ class Bare:
         """Have the agent run a command to its end; its exit status (128+N: signal N)."""
         words = b"".join(struct.pack("<I", len(word)) + word for word in map(os.fsencode, argv))
         head = struct.pack("<IIHH", _WINDOW, 0, 24, 80)
-        self._send(_EXEC, 1, head + struct.pack("<I", len(argv)) + words + struct.pack("<III", 0, 0, 0))
+        self._stream += 1
+        self._send(_EXEC, self._stream, head + struct.pack("<I", len(argv)) + words + struct.pack("<III", 0, 0, 0))
         while True:
             kind, payload = self._receive()
             if kind == _EXIT:
@@ -88,7 +104,7 @@ class Bare:
 
     def _connect(self, name: str) -> socket.socket:
         deadline = time.monotonic() + _TIMEOUT
-        path = f"{self._directory}/{name}"
+        path = f"{self.directory}/{name}"
         while True:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -102,13 +118,16 @@ class Bare:
                 connection.settimeout(_TIMEOUT)
                 return connection
 
-    def _say(self, command: str) -> None:
-        self._qmp.write(json.dumps({"execute": command}).encode() + b"\n")
-        while "return" not in self._hear():
-            pass
+    def _answer(self) -> Any:
+        while True:
+            heard = self._hear()
+            if "error" in heard:
+                raise RuntimeError(f"the monitor refuses: {heard['error']}")
+            if "return" in heard:
+                return heard["return"]
 
     def _hear(self) -> dict[str, Any]:
-        line = self._qmp.readline()
+        line = self._heard.readline()
         if not line:
             raise RuntimeError("the monitor has gone")
         heard: dict[str, Any] = json.loads(line)

@@ -72,6 +72,12 @@ class Bed:
         finally:
             empty.daemon_stop()
 
+    def build(self, image: str) -> None:
+        """Have the image, built now if it was not."""
+        if not any(known["name"] == image and known["built"] for known in self.client.images()):
+            print(f"building the image '{image}'", file=sys.stderr, flush=True)
+            self.client.build_image(image)
+
     def kill_daemon(self) -> None:
         status = self.client.daemon_status()
         if status is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import insula
-from bench import warm
+from bench import pause, warm
 from bench.bare import Bare
 from bench.bed import IMAGE, PATIENCE, Bed, at_once, pss, resident, timed
 from bench.figure import Bound, Figure, in_turn
@@ -214,5 +214,6 @@ CASES: dict[str, Case] = {
     "daemon": measure_daemon,
     "memory": measure_memory,
     **warm.CASES,
+    **pause.CASES,
     "import": measure_import,
 }
