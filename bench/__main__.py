@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bench.bed import IMAGE, Bed
 from bench.cases import CASES
-from bench.figure import Figure, render
+from bench.figure import Figure, Skipped, render
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -39,7 +39,10 @@ def main() -> int:
         for name, measure in CASES.items():
             if not options.names or name in options.names:
                 _tell(f"measuring {name}: {(measure.__doc__ or '').strip()}")
-                figures += measure(bed, options.runs)
+                try:
+                    figures += measure(bed, options.runs)
+                except Skipped as reason:
+                    _tell(f"skipped {name}: {reason}")
     finally:
         bed.close()
     if options.json:

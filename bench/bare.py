@@ -35,7 +35,6 @@ class Bare:
     def __init__(self, argv: list[str], directory: str) -> None:
         os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib is 5 ms of import in a script that is measured
         self.directory = directory
-        self._stream = 0  # of the agent's session: a number serves once
         self.process = subprocess.Popen(
             argv,
             cwd=directory,
@@ -44,7 +43,7 @@ class Bare:
             stderr=subprocess.DEVNULL,
         )
         try:
-            self._monitor = self._connect("qmp.sock")
+            self._monitor = connect(f"{directory}/qmp.sock", self.process)
             self._heard = self._monitor.makefile("rb")
             self._hear()  # the greeting
             self.say("qmp_capabilities")
@@ -70,53 +69,17 @@ class Bare:
         self._answer()
 
     def wait_agent(self) -> None:
-        """Greet the agent until it answers; while there is none, the monitor keeps the greetings."""
-        self._agent = self._connect("agent.sock")
-        pause = 0.1
-        while True:
-            # Said again as Insula's own client says it again: one in thirty is lost, and a peer that waits
-            # for the answer to a lost one would make us look good.
-            self._send(_SYNC, 0, struct.pack("<QI", _NONCE, _VERSION))
-            if select.select([self._agent], [], [], pause)[0]:
-                break
-            pause = min(2 * pause, 8.0)
-        kind, _ = self._receive()
-        if kind != _SYNC_REPLY:
-            raise RuntimeError(f"the agent greets with {kind}")
+        """To where the guest's agent has answered."""
+        self._agent = Agent(connect(f"{self.directory}/agent.sock", self.process))
+        self._agent.greet()
 
     def ask(self, argv: list[str]) -> int:
-        """Have the agent run a command to its end; its exit status (128+N: signal N)."""
-        words = b"".join(struct.pack("<I", len(word)) + word for word in map(os.fsencode, argv))
-        head = struct.pack("<IIHH", _WINDOW, 0, 24, 80)
-        self._stream += 1
-        self._send(_EXEC, self._stream, head + struct.pack("<I", len(argv)) + words + struct.pack("<III", 0, 0, 0))
-        while True:
-            kind, payload = self._receive()
-            if kind == _EXIT:
-                killed, number = struct.unpack("<II", payload)
-                return int(number) + (128 if killed else 0)
-            if kind == _ERROR:
-                raise RuntimeError(f"the agent refuses: {payload!r}")
+        """Have the guest run a command to its end; its exit status."""
+        return self._agent.ask(argv)
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-
-    def _connect(self, name: str) -> socket.socket:
-        deadline = time.monotonic() + _TIMEOUT
-        path = f"{self.directory}/{name}"
-        while True:
-            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            try:
-                connection.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                connection.close()
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(_POLL)
-            else:
-                connection.settimeout(_TIMEOUT)
-                return connection
 
     def _answer(self) -> Any:
         while True:
@@ -133,9 +96,45 @@ class Bare:
         heard: dict[str, Any] = json.loads(line)
         return heard
 
+
+class Agent:
+    """The agent of a guest, behind the socket of its port."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._stream = 0  # a number serves once in a session
+
+    def greet(self) -> None:
+        """Until it answers; while there is none, the monitor keeps the greetings."""
+        pause = 0.1
+        while True:
+            # Said again as Insula's own client says it again: one in thirty is lost, and a peer that waits
+            # for the answer to a lost one would make us look good.
+            self._send(_SYNC, 0, struct.pack("<QI", _NONCE, _VERSION))
+            if select.select([self._socket], [], [], pause)[0]:
+                break
+            pause = min(2 * pause, 8.0)
+        kind, _ = self._receive()
+        if kind != _SYNC_REPLY:
+            raise RuntimeError(f"the agent greets with {kind}")
+
+    def ask(self, argv: list[str]) -> int:
+        """Have it run a command to its end; its exit status (128+N: signal N)."""
+        words = b"".join(struct.pack("<I", len(word)) + word for word in map(os.fsencode, argv))
+        request = struct.pack("<IIHHI", _WINDOW, 0, 24, 80, len(argv)) + words + struct.pack("<III", 0, 0, 0)
+        self._stream += 1
+        self._send(_EXEC, self._stream, request)
+        while True:
+            kind, payload = self._receive()
+            if kind == _EXIT:
+                killed, number = struct.unpack("<II", payload)
+                return int(number) + (128 if killed else 0)
+            if kind == _ERROR:
+                raise RuntimeError(f"the agent refuses: {payload!r}")
+
     def _send(self, kind: int, stream: int, payload: bytes) -> None:
         seal = struct.pack("<I", _NONCE & 0xFFFFFFFF)
-        self._agent.sendall(_HEADER.pack(_MAGIC, kind, stream, len(payload)) + payload + seal)
+        self._socket.sendall(_HEADER.pack(_MAGIC, kind, stream, len(payload)) + payload + seal)
 
     def _receive(self) -> tuple[int, bytes]:
         _, kind, _, length = _HEADER.unpack(self._exactly(_HEADER.size))
@@ -144,11 +143,28 @@ class Bare:
     def _exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            piece = self._agent.recv(size - len(data))
+            piece = self._socket.recv(size - len(data))
             if not piece:
                 raise RuntimeError("the agent has gone")
             data += piece
         return data
+
+
+def connect(path: str, process: subprocess.Popen[bytes] | None = None) -> socket.socket:
+    """Connect to what is about to listen there; process: which does, unless it ends before."""
+    deadline = time.monotonic() + _TIMEOUT
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            if (process and process.poll() is not None) or time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL)
+        else:
+            connection.settimeout(_TIMEOUT)
+            return connection
 
 
 def main() -> int:

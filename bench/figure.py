@@ -7,6 +7,11 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal
 
+
+class Skipped(Exception):
+    """A case cannot be measured here; says why."""
+
+
 BoundKind = Literal["times", "more", "most"]
 
 

@@ -31,8 +31,10 @@ def measure_pause(bed: Bed, runs: int) -> Iterator[Figure]:
     with bed.client.run(IMAGE, name="forked") as machine:
         forked, by_hand_again, _ = _against(bed, runs, machine, bare, start)
     bare.kill()
-    what = f"longest silence of a guest that dirties {MEGABYTES} MB/s while it is forked / while the bare recipe"
-    what = f"{what} saves the same, by hand (a background snapshot to memory)"
+    what = (
+        f"longest silence of a guest that dirties {MEGABYTES} MB/s while it is forked / while the bare "
+        "recipe saves the same, by hand (a background snapshot to memory)"
+    )
     yield Figure("pause", what, "s", booted, by_hand, (Bound("times", 1.3),))
     what = "the same of a machine that is a fork itself, and must map all of its memory first"
     yield Figure("pause of a fork", what, "s", forked, by_hand_again, (Bound("times", 1.3),))
@@ -81,7 +83,7 @@ def sounding(run: Callable[..., object], start: str) -> Iterator[None]:
 
 
 def capture(bare: Bare, disks: Mapping[str, Path] | None = None) -> None:
-    """The recipe: stand, let the disks go on in overlays, begin to save in the background, run; wait for all of it.
+    """The recipe: stand, have the disks go on in overlays, save in the background, run; until all is saved.
 
     disks: block node to the file of the overlay that is to be made.
     """

@@ -1,10 +1,10 @@
-"""How long a guest stood, seen from outside: the longest silence of a guest that makes a sound each millisecond.
+"""How long a guest stood, seen from outside: the longest silence of one that makes a sound each millisecond.
 
     python3 bench/pulse.py FILE        until stdin ends; prints its longest silence in seconds
 
-A guest's own clock stands when its processors are stopped, so a loop in the guest that reads it sees nothing of
-that. `pulse.c` reads it in a loop, and says on the serial port that it does; here somebody listens to the log of
-that port. What a page costs that is copied before the guest may write to it is in it as well.
+A guest's own clock stands when its processors are stopped, so a loop in the guest that reads it sees nothing
+of that. `pulse.c` reads it in a loop, and says on the serial port that it does; here somebody listens to the
+log of that port. What a page costs that is copied before the guest may write to it is in it as well.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from pathlib import Path
 MEGABYTES = 50  # a second, that the guest writes to its memory
 SOURCE = Path(__file__).with_name("pulse.c")
 _LOOK = 0.0003  # seconds between looks at the log
-_FLAGS = "-O2 -static -nostdlib -ffreestanding -fno-stack-protector -fno-tree-loop-distribute-patterns".split()
-_SMALL = "-fno-asynchronous-unwind-tables -s -Wl,-n,--build-id=none".split()
-_IN_GUEST = "/tmp/pulse"  # noqa: S108 - in the guest
+_BUILD = (
+    *("gcc", "-O2", "-static", "-nostdlib", "-ffreestanding", "-fno-stack-protector"),
+    *("-fno-tree-loop-distribute-patterns", "-fno-asynchronous-unwind-tables"),
+    *("-s", "-Wl,-n,--build-id=none"),
+)
+_IN_GUEST = "/tmp/pulse"
 SETTLING = 0.5  # seconds until the guest has touched all that it writes to
 
 
 def compile_pulse(directory: Path) -> str:
     """The shell's command that puts the program into a guest and leaves it running there."""
     program = directory / "pulse"
-    subprocess.run(["gcc", *_FLAGS, *_SMALL, "-o", program, SOURCE], check=True)
+    subprocess.run([*_BUILD, "-o", program, SOURCE], check=True)
     text = base64.b64encode(program.read_bytes()).decode()
     start = f"setsid {_IN_GUEST} {MEGABYTES} </dev/null >/dev/null 2>&1 &"
     return f"echo {text} | base64 -d >{_IN_GUEST} && chmod +x {_IN_GUEST} && {start}"
