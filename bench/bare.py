@@ -21,7 +21,7 @@ from typing import Any
 # docs/reference/guest-agent.md
 _MAGIC = b"\x89INS"
 _HEADER = struct.Struct("<4sIII")
-_SYNC, _SYNC_REPLY, _EXEC, _EXIT, _ERROR = 1, 2, 16, 25, 31
+_SYNC, _SYNC_REPLY, _EXEC, _STDOUT, _STDERR, _EXIT, _ERROR = 1, 2, 16, 20, 21, 25, 31
 _VERSION = 1
 _NONCE = 0x1234567890ABCDEF
 _WINDOW = 256 * 1024
@@ -30,10 +30,9 @@ _TIMEOUT = 300.0  # seconds for anything: then it is not a measurement any more
 
 
 class Bare:
-    """A machine without Insula, in a directory of its own."""
+    """A machine without Insula. directory: of its own, where its files are and come."""
 
     def __init__(self, argv: list[str], directory: str) -> None:
-        os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib is 5 ms of import in a script that is measured
         self.directory = directory
         self.process = subprocess.Popen(
             argv,
@@ -77,6 +76,12 @@ class Bare:
         """Have the guest run a command to its end; its exit status."""
         return self._agent.ask(argv)
 
+    def hear(self, argv: list[str]) -> bytes:
+        """Have the guest run a command to its end; what it printed."""
+        if self._agent.ask(argv) != 0:
+            raise RuntimeError(f"{argv} failed in the guest: {self._agent.said!r}")
+        return self._agent.said
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
@@ -103,6 +108,7 @@ class Agent:
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
         self._stream = 0  # a number serves once in a session
+        self.said = b""  # by the last command, at most a window of it
 
     def greet(self) -> None:
         """Until it answers; while there is none, the monitor keeps the greetings."""
@@ -123,9 +129,12 @@ class Agent:
         words = b"".join(struct.pack("<I", len(word)) + word for word in map(os.fsencode, argv))
         request = struct.pack("<IIHHI", _WINDOW, 0, 24, 80, len(argv)) + words + struct.pack("<III", 0, 0, 0)
         self._stream += 1
+        self.said = b""
         self._send(_EXEC, self._stream, request)
         while True:
             kind, payload = self._receive()
+            if kind in (_STDOUT, _STDERR):
+                self.said += payload
             if kind == _EXIT:
                 killed, number = struct.unpack("<II", payload)
                 return int(number) + (128 if killed else 0)
@@ -171,6 +180,7 @@ def main() -> int:
     plan, directory, _, *command = sys.argv[1:]
     with open(plan, encoding="utf-8") as file:  # noqa: PTH123
         argv = json.load(file)["argv"]
+    os.mkdir(directory, 0o700)  # noqa: PTH102 - pathlib is 5 ms of import in a script that is measured
     bare = Bare(argv, directory)
     try:
         bare.run()

@@ -78,6 +78,11 @@ class Bed:
         finally:
             empty.daemon_stop()
 
+    def add_recipe(self, name: str, text: str) -> None:
+        recipes = self.home / "recipes"
+        recipes.mkdir(parents=True, exist_ok=True)
+        (recipes / f"{name}.toml").write_text(text)
+
     def build(self, image: str) -> None:
         """Have the image, built now if it was not."""
         if not any(known["name"] == image for known in self.client.images()):
@@ -148,9 +153,15 @@ class Bed:
         )
         shutil.rmtree(directory)
 
-    def start_bare(self, argv: list[str] | None = None) -> Bare:
-        """The peer in this process, to where its agent has answered."""
-        bare = Bare(argv or self.argv, str(self.bare_directory()))
+    def start_bare(
+        self, argv: list[str] | None = None, furnish: Callable[[Path], None] = lambda _: None
+    ) -> Bare:
+        """The peer in this process, to where its agent has answered. furnish: puts what the argv names into
+        its directory."""
+        directory = self.bare_directory()
+        directory.mkdir(mode=0o700)
+        furnish(directory)
+        bare = Bare(argv or self.argv, str(directory))
         self._bares.append(bare)
         try:
             bare.run()

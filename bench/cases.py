@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import insula
-from bench import clone, pause, warm
+from bench import clone, disk, pause, warm
 from bench.bare import Bare
 from bench.bed import IMAGE, PATIENCE, Bed, at_once, pss, resident, timed
 from bench.figure import Bound, Figure, in_turn
@@ -216,5 +216,6 @@ CASES: dict[str, Case] = {
     **warm.CASES,
     **pause.CASES,
     **clone.CASES,
+    **disk.CASES,
     "import": measure_import,
 }
