@@ -49,7 +49,7 @@ def measure_disk(bed: Bed, runs: int) -> Iterator[Figure]:
     """Throughput of fio in a debian-12 machine, against bare QEMU with whatever settings are best for it."""
     bed.add_recipe(IMAGE, RECIPE)
     bed.build(IMAGE)
-    own = f"{BY_SERIAL}{bed.client.create_volume('bench', SIZE).uid}"
+    own = BY_SERIAL + bed.client.create_volume("bench", SIZE).info["serial"]
     with bed.client.run(IMAGE, name="disks", cold=True, volumes=["bench"]) as machine:
         bare = _start_peer(bed, Path(machine.info["directory"]))
         try:
