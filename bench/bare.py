@@ -78,9 +78,7 @@ class Bare:
 
     def hear(self, argv: list[str]) -> bytes:
         """Have the guest run a command to its end; what it printed."""
-        if self._agent.ask(argv) != 0:
-            raise RuntimeError(f"{argv} failed in the guest: {self._agent.said!r}")
-        return self._agent.said
+        return self._agent.hear(argv)
 
     def kill(self) -> None:
         self.process.kill()
@@ -140,6 +138,16 @@ class Agent:
                 return int(number) + (128 if killed else 0)
             if kind == _ERROR:
                 raise RuntimeError(f"the agent refuses: {payload!r}")
+
+    def hear(self, argv: list[str]) -> bytes:
+        """Have it run a command, which must succeed; what that printed."""
+        if self.ask(argv) != 0:
+            raise RuntimeError(f"{argv} failed in the guest: {self.said!r}")
+        return self.said
+
+    def close(self) -> None:
+        """Leave the port to the next, who greets anew."""
+        self._socket.close()
 
     def _send(self, kind: int, stream: int, payload: bytes) -> None:
         seal = struct.pack("<I", _NONCE & 0xFFFFFFFF)

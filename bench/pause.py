@@ -64,7 +64,7 @@ def _against(
         return silence
 
     def peer() -> float:
-        with sounding(lambda *argv: bare.ask(list(argv)), start):
+        with sounding(lambda *argv: bare.hear(list(argv)), start):
             return longest_silence(Path(bare.directory) / SERIAL_LOG, lambda: capture(bare))
 
     a, b = in_turn(runs, ours, peer)
@@ -90,11 +90,7 @@ def capture(bare: Bare, disks: Mapping[str, Path] | None = None) -> None:
     state = os.memfd_create("state")
     try:
         bare.say("stop")
-        for node, overlay in (disks or {}).items():
-            bare.say(
-                "blockdev-snapshot-sync",
-                **{"node-name": node, "snapshot-file": str(overlay), "snapshot-node-name": overlay.stem},
-            )
+        switch(bare, disks or {})
         bare.say(
             "migrate-set-capabilities", capabilities=[{"capability": "background-snapshot", "state": True}]
         )
@@ -111,6 +107,18 @@ def capture(bare: Bare, disks: Mapping[str, Path] | None = None) -> None:
             raise RuntimeError(f"the recipe does not work here: {found}")
     finally:
         os.close(state)
+
+
+def switch(bare: Bare, disks: Mapping[str, Path]) -> None:
+    """Have all disks go on in new overlays at one moment."""
+    actions = [
+        {
+            "type": "blockdev-snapshot-sync",
+            "data": {"node-name": node, "snapshot-file": str(file), "snapshot-node-name": file.stem},
+        }
+        for node, file in disks.items()
+    ]
+    bare.say("transaction", actions=actions)
 
 
 CASES = {"pause": measure_pause}

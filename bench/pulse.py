@@ -36,7 +36,8 @@ def compile_pulse(directory: Path) -> str:
     subprocess.run([*_BUILD, "-o", program, SOURCE], check=True)
     text = base64.b64encode(program.read_bytes()).decode()
     start = f"setsid {_IN_GUEST} {MEGABYTES} </dev/null >/dev/null 2>&1 &"
-    return f"echo {text} | base64 -d >{_IN_GUEST} && chmod +x {_IN_GUEST} && {start}"
+    # rm: one that is just being killed still holds its file.
+    return f"rm -f {_IN_GUEST}; echo {text} | base64 -d >{_IN_GUEST} && chmod +x {_IN_GUEST} && {start}"
 
 
 def longest_silence(log: Path, meanwhile: Callable[[], object]) -> float:
