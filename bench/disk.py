@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.bare import Bare
-from bench.bed import Bed
+from bench.bed import PATIENCE, Bed
 from bench.figure import Bound, Figure, in_turn
 from insula.kit.paths import LAUNCH_PLAN
 
@@ -51,9 +51,11 @@ def measure_disk(bed: Bed, runs: int) -> Iterator[Figure]:
     bed.build(IMAGE)
     own = BY_SERIAL + bed.client.create_volume("bench", SIZE).info["serial"]
     with bed.client.run(IMAGE, name="disks", cold=True, volumes=["bench"]) as machine:
+        machine.kill()  # whose disk is copied must not be writing to it
         bare = _start_peer(bed, Path(machine.info["directory"]))
         try:
-            _wait_quiet(lambda argv: machine.exec(*argv).stdout_bytes)
+            machine.start()
+            _wait_quiet(lambda argv: machine.exec(*argv, agent_timeout=PATIENCE).stdout_bytes)
             _wait_quiet(bare.hear)
 
             def ours(load: str) -> float:

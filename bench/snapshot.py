@@ -31,8 +31,8 @@ def measure_snapshot(bed: Bed, runs: int) -> Iterator[Figure]:
 
         def ours() -> float:
             name = f"s{next(names)}"
-            silence = _of_machine(machine, start, lambda: machine.snapshot(name))
-            machine.remove_snapshot(name)
+            silence = _of_machine(machine, start, lambda: bed.cli("snapshot", "create", "kept", name))
+            bed.cli("snapshot", "rm", "kept", name)
             return silence
 
         def peer() -> float:
@@ -48,8 +48,10 @@ def measure_snapshot(bed: Bed, runs: int) -> Iterator[Figure]:
 
         def ours_with_memory() -> float:
             name = f"s{next(names)}"
-            silence = _of_machine(machine, start, lambda: machine.snapshot(name, memory=True))
-            machine.remove_snapshot(name)
+            silence = _of_machine(
+                machine, start, lambda: bed.cli("snapshot", "create", "kept", name, "--memory")
+            )
+            bed.cli("snapshot", "rm", "kept", name)
             return silence
 
         def peer_with_memory() -> float:
@@ -80,8 +82,10 @@ def measure_libvirt(bed: Bed, runs: int) -> Iterator[Figure]:
 
         def ours() -> float:
             name = f"s{next(names)}"
-            silence = _of_machine(machine, start, lambda: machine.snapshot(name, memory=True))
-            machine.remove_snapshot(name)
+            silence = _of_machine(
+                machine, start, lambda: bed.cli("snapshot", "create", "kept", name, "--memory")
+            )
+            bed.cli("snapshot", "rm", "kept", name)
             return silence
 
         a, b = in_turn(runs, ours, lambda: _of_domain(peer, start))
@@ -90,7 +94,7 @@ def measure_libvirt(bed: Bed, runs: int) -> Iterator[Figure]:
             f"{BUSY} while its disk and memory are kept / virsh snapshot-create-as",
             *("s", a, b, (Bound("times", 1 / 3),)),
         )
-        machine.snapshot("back", memory=True)
+        bed.cli("snapshot", "create", "kept", "back", "--memory")
         peer.run("virsh", "snapshot-create-as", DOMAIN, "back")
         a, b = in_turn(runs, lambda: _restore(bed), lambda: _revert(peer))
         yield Figure(
@@ -135,9 +139,11 @@ def start_peer(bed: Bed, machine: insula.Machine) -> Bare:
     """The machine's monitor by hand, on a copy of its disk."""
     directory = Path(machine.info["directory"])
     argv = json.loads((directory / LAUNCH_PLAN).read_text())["argv"]
-    return bed.start_bare(
-        argv, lambda target: shutil.copyfile(directory / "disk0.qcow2", target / "disk0.qcow2")
-    )
+
+    def furnish(target: Path) -> None:
+        shutil.copyfile(directory / "disk0.qcow2", target / "disk0.qcow2")
+
+    return bed.start_bare(argv, furnish)
 
 
 class _Layers:
