@@ -152,6 +152,7 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
     from insula.node.captures import Captures
     from insula.node.node import Node
     from insula.node.rooms import Rooms
+    from insula.node.snapshots import Snapshots
     from insula.node.templates import Templates, template_budget
     from insula.storage.images import ImageStore
     from insula.storage.recipe import recipe_names
@@ -170,7 +171,7 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
     images = ImageStore(home.images, recipe_names([home.root / "recipes"]))
     templates = Templates(home.templates, engine, images, template_budget())
     captures = Captures(home.captures, engine, store)
-    node = Node(Rooms(home, store, engine, images, templates, captures))
+    node = Node(Rooms(home, store, engine, images, templates, captures, Snapshots(home, store)))
     stack.push_async_callback(node.close)
     control = Control(store, node)
     stack.push_async_callback(control.close)

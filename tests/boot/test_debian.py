@@ -6,15 +6,21 @@ that a direct boot shows, one that shows the boot loader.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from insula.engine.agent import insula as insula_agent
+from insula.engine.agent import qga
+from insula.engine.agent.protocol import ExecSession, GuestFrozen, Renewal, StreamName, capture
+from insula.kit.paths import QGA_SOCKET
 from tests.support.boots import ROOT, RealShell, has_image, real_home
 
+Waiting = asyncio.Future[tuple[StreamName, bytes]]
 BOOT = "5m"  # for a boot of systemd on an emulated, busy processor
 
 pytestmark = [
@@ -78,6 +84,9 @@ def test_ssh_with_the_key(insula: RealShell) -> None:
 
 def test_it_is_forked_while_it_writes_and_each_goes_its_own_way(insula: RealShell) -> None:
     """One moment of memory and disk: what was said to be on the disk is there in each sibling."""
+    # More than any cache under the guest holds: the machine reads what it wrote before it was forked, too.
+    keep = "head -c 64M /dev/urandom >/root/kept; sync; md5sum </root/kept"
+    kept = insula.text("exec", "deb", "--", "sh", "-c", keep, timeout=120).split()[0]
     write = "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i >>/root/log; sync -d /root/log; done"
     insula("exec", "deb", "--", "sh", "-c", f"({write}) >/dev/null 2>&1 &")
     insula("fork", "deb", "--count", "2", "--name", "sib{n}", timeout=300)
@@ -88,11 +97,53 @@ def test_it_is_forked_while_it_writes_and_each_goes_its_own_way(insula: RealShel
     assert len({words[1] for words in who}) == 3
     assert len({words[2] for words in who}) == 3
     check = "sync; echo 3 >/proc/sys/vm/drop_caches; awk '$1 != NR' /root/log | wc -l; "
-    check += "dmesg | grep -c 'EXT4-fs error'"
+    check += "dmesg | grep -c 'EXT4-fs error'; md5sum </root/kept | cut -d' ' -f1"
     for name in names:
-        said = insula("exec", name, "--", "sh", "-c", check, status=None).stdout.split()
-        assert said == [b"0", b"0"], f"{name}: {said}"
+        said = insula("exec", name, "--", "sh", "-c", check, status=None, timeout=120).stdout.decode().split()
+        assert said == ["0", "0", kept], f"{name}: {said}"
     insula("rm", "-f", "sib1", "sib2")
+
+
+async def is_written(
+    shell: ExecSession, output: AsyncIterator[tuple[StreamName, bytes]], file: str
+) -> Waiting:
+    """A running shell writes a file to the disk: done when it could."""
+    await shell.write_stdin(f"echo written >{file} && cat {file}\n".encode())
+    written = asyncio.ensure_future(anext(output))
+    await asyncio.wait({written}, timeout=1)
+    return written
+
+
+async def test_its_disk_is_brought_to_rest_and_goes_on(insula: RealShell) -> None:
+    path = insula.agent_socket("deb")
+    agent = await insula_agent.connect(path, timeout=30)
+    shell = await agent.exec(["sh"])
+    output = shell.output()
+    frozen = await agent.freeze(30)
+    assert frozen >= 1
+    written = await is_written(shell, output, "/root/frozen")
+    assert not written.done(), "a frozen file system was written to"
+    with pytest.raises(GuestFrozen):
+        await agent.exec(["true"])
+    assert (await agent.info()).hostname == "shop"
+    assert await agent.thaw() == frozen
+    assert await written == ("stdout", b"written\n")
+
+    assert await agent.freeze(3) == frozen
+    written = await is_written(shell, output, "/root/again")
+    assert not written.done()
+    assert await written == ("stdout", b"written\n")  # nobody said so: its time was over
+    assert await agent.thaw() == 0
+
+    assert await agent.freeze(50) == frozen
+    await agent.close()
+    agent = await insula_agent.connect(path, timeout=30)
+    assert (await capture(await agent.exec(["cat", "/root/again"]))).stdout == b"written\n"
+    who = ["sh", "-c", "hostname; cat /etc/machine-id"]
+    before = (await capture(await agent.exec(who))).stdout
+    assert await agent.refresh() == Renewal(("random", "clock"))
+    assert (await capture(await agent.exec(who))).stdout == before
+    await agent.close()
 
 
 def test_it_boots_by_its_own_boot_loader(insula: RealShell) -> None:
@@ -101,6 +152,23 @@ def test_it_boots_by_its_own_boot_loader(insula: RealShell) -> None:
     assert "BOOT_IMAGE=" in said  # only a boot loader says so
     assert "systemd" in said
     assert "GRUB" in insula.text("logs", "loader") or "Booting" in insula.text("logs", "loader")
+
+
+async def freeze_and_refresh(path: Path) -> None:
+    """The same with the QEMU guest agent."""
+    agent = await qga.connect(path, timeout=30)
+    running = await agent.exec(["sh", "-c", "read x; echo $x >/root/mark; cat /root/mark"])
+    frozen = await agent.freeze(30)
+    assert frozen >= 1
+    with pytest.raises(GuestFrozen):
+        await agent.exec(["true"])
+    assert await agent.ping(30)
+    assert await agent.thaw() == frozen
+    assert await agent.freeze(1) == frozen
+    assert (await capture(running, b"late\n")).stdout == b"late\n"  # once our timer has thawed it
+    assert await agent.thaw() == 0
+    assert await agent.refresh() == Renewal(("random", "clock"))
+    await agent.close()
 
 
 def test_its_disk_comes_back_from_another_format_and_boots(insula: RealShell) -> None:
@@ -112,6 +180,7 @@ def test_its_disk_comes_back_from_another_format_and_boots(insula: RealShell) ->
         insula("run", "-d", "--name", "again", name)
         said = insula.text("exec", "--agent-timeout", BOOT, "again", "--", "cat", "/proc/1/comm", timeout=400)
         assert said == "systemd\n"
+        asyncio.run(freeze_and_refresh(insula.agent_socket("again", QGA_SOCKET)))
         insula("rm", "-f", "again")
     finally:
         insula("image", "rm", name)

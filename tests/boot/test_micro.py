@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 
 import insula as sdk
+from insula.engine.agent.insula import connect
+from insula.engine.agent.protocol import Renewal, capture
 from tests.support.boots import ROOT, RealShell, has_image, real_home
 
 pytestmark = [
@@ -121,6 +123,16 @@ def test_pause_and_resume_and_reset(insula: RealShell) -> None:
     assert "paused" in insula("exec", "warm", "--", "true", status=73).stderr.decode()
     insula("resume", "warm")
     assert insula.text("exec", "warm", "--", "echo", "on") == "on\n"
+
+
+async def test_no_file_system_of_a_disk_is_nothing_to_freeze(insula: RealShell) -> None:
+    agent = await connect(insula.agent_socket("warm"))
+    assert await agent.freeze(10) == 0
+    assert (await capture(await agent.exec(["echo", "on"]))).stdout == b"on\n"
+    assert await agent.thaw() == 0
+    assert await agent.refresh() == Renewal(("random", "clock"))
+    await agent.close()
+    assert insula.text("exec", "warm", "--", "hostname") == "warm\n"
 
 
 def test_info_says_which_accelerator_and_why(insula: RealShell) -> None:

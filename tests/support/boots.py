@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from insula.kit.paths import AGENT_SOCKET
+
 ROOT = Path(__file__).parents[2]
 IMAGES = Path(os.environ.get("INSULA_IMAGES") or ROOT / ".cache" / "images")
 
@@ -71,6 +73,12 @@ class RealShell:
 
     def info(self, name: str) -> Any:
         return self.data("info", name)
+
+    def agent_socket(self, name: str, file: str = AGENT_SOCKET) -> Path:
+        """The port of a machine's agent, free for us: the daemon is ended until the next command."""
+        directory = self.home / "machines" / self.info(name)["uid"]
+        self("daemon", "stop")
+        return directory / file
 
     def kill_daemon(self) -> None:
         """kill -9, and wait until it is no more than a zombie."""

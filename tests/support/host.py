@@ -23,6 +23,7 @@ from insula.node.captures import Captures
 from insula.node.node import Node
 from insula.node.procedure import Faults
 from insula.node.rooms import Rooms
+from insula.node.snapshots import Snapshots
 from insula.node.templates import Templates
 from insula.storage.images import ImageStore
 from insula.store.sqlite import SqliteStore, open_ledger
@@ -74,7 +75,16 @@ class FakeHost:
         templates = Templates(self.home.templates, engine, images, self.template_budget, idle_look=0.001)
         captures = Captures(self.home.captures, engine, self.store)
         self.node = Node(
-            Rooms(self.home, self.store, engine, images, templates, captures, faults or Faults())
+            Rooms(
+                self.home,
+                self.store,
+                engine,
+                images,
+                templates,
+                captures,
+                Snapshots(self.home, self.store),
+                faults or Faults(),
+            )
         )
         self.control = Control(self.store, self.node)
         self.told = [*await self.node.start(), *await self.control.start()]

@@ -1,4 +1,4 @@
-"""insula start, stop, restart, reset, pause, resume, kill, rm: the verbs that take several machines."""
+"""insula start, stop, restart, reset, pause, resume, suspend, kill, rm: they take several machines."""
 
 from __future__ import annotations
 
@@ -28,6 +28,8 @@ def parser(command: str) -> Parser:
         p.flag(
             "--no-force", attribute="force", value=False, default=True, help="then leave it running and fail"
         )
+    if command == "start":
+        p.flag("--cold", help="boot one that is suspended, and lose the memory that was saved of it")
     if command == "rm":
         p.flag("-f", "--force", help="also machines that run")
         p.flag("-a", "--all", help="all of them (running ones with --force)")
@@ -40,6 +42,8 @@ def run(command: str, argv: list[str]) -> int:
     options = parser(command).parse(argv)
     client = connect()
     body = {"timeout": options.timeout, "force": options.force} if command in ("stop", "restart") else None
+    if command == "start" and options.cold:
+        body = {"cold": True}
     names = options.names
     if command == "rm":
         if bool(names) == options.all:

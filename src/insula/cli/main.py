@@ -24,6 +24,7 @@ GROUPS = {
         "reset": "Press the reset button of machines",
         "pause": "Stand machines still",
         "resume": "Let paused machines go on",
+        "suspend": "Let machines sleep on the disk; start wakes them",
         "kill": "Pull the plug of machines",
         "rm": "Remove machines with their disks",
         "fork": "Make siblings of a machine as it is now, memory and disks",
@@ -34,6 +35,9 @@ GROUPS = {
         "exec": "Run a command in a machine",
         "shell": "Sit down at a machine's serial console",
         "logs": "Print what a machine has written to its serial console",
+    },
+    "Snapshots": {
+        "snapshot": "Keep machines as they are, list them as a tree, restore and remove them",
     },
     "Volumes": {
         "volume": "Make, list, attach, detach, resize, clone and remove volumes",
@@ -50,7 +54,7 @@ GROUPS = {
         "version": "Print versions",
     },
 }
-_LIFE = ("start", "stop", "restart", "reset", "pause", "resume", "kill", "rm")
+_LIFE = ("start", "stop", "restart", "reset", "pause", "resume", "suspend", "kill", "rm")
 MODULES = {**dict.fromkeys(_LIFE, "life"), "exec": "execute", "op": "operations"}
 
 USAGE = """Insula runs many operating systems side by side on one Linux host.

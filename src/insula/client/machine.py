@@ -9,6 +9,7 @@ import time
 from insula.client.errors import GuestCommandFailed, GuestCommandTimeout
 from insula.client.operation import Operation
 from insula.client.session import STDERR, STDOUT, Console, ExecSession, open_console, open_exec
+from insula.client.snapshots import SnapshotsOfMachine
 from insula.client.transport import ANSWER_TIMEOUT
 from insula.client.wire import quote, with_query
 from insula.kit.errors import InsulaError, NotFound
@@ -57,7 +58,7 @@ class ExecResult:
         )
 
 
-class Machine:
+class Machine(SnapshotsOfMachine):
     """A machine by its name; the verbs wait for their end and raise the error an operation ended with.
 
     uid: of the machine that this object was made for ("" when only the name is known). last_info: as last
@@ -106,7 +107,7 @@ class Machine:
 
     @property
     def phase(self) -> Phase:
-        """created, starting, running, paused, stopping, stopped or crashed, now."""
+        """created, starting, running, paused, stopping, stopped, suspended or crashed, now."""
         return self.info["phase"]
 
     @property
@@ -120,8 +121,9 @@ class Machine:
         """Ask for a verb ('start', 'stop', ...) without waiting for its end."""
         return Operation(self._transport, self._transport.call("POST", f"{self.path}/{verb}", body or {}))
 
-    def start(self, *, progress: Progress | None = None) -> OperationInfo:
-        return self.submit("start").wait(progress)
+    def start(self, *, cold: bool = False, progress: Progress | None = None) -> OperationInfo:
+        """Start it; one that is suspended goes on where it was. cold: boot, and lose what was saved of it."""
+        return self.submit("start", {"cold": cold} if cold else None).wait(progress)
 
     def stop(
         self, *, timeout: float = 30.0, force: bool = True, progress: Progress | None = None
@@ -146,6 +148,10 @@ class Machine:
 
     def resume(self) -> OperationInfo:
         return self.submit("resume").wait()
+
+    def suspend(self, *, progress: Progress | None = None) -> OperationInfo:
+        """Save its memory on the host's disk and end its process; `start` lets it go on from there."""
+        return self.submit("suspend").wait(progress)
 
     def kill(self) -> OperationInfo:
         """Pull the plug."""

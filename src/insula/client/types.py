@@ -128,6 +128,42 @@ class OperationInfo(TypedDict):
     finished: str | None
 
 
+class SnapshotDiskInfo(TypedDict):
+    id: str
+    size_bytes: int
+    volume: str | None
+
+
+class SnapshotInfo(TypedDict):
+    """A snapshot. depth: in the tree; current: the machine stands on it; docs/reference/snapshots.md."""
+
+    name: str
+    uid: str
+    project: str
+    machine: str
+    parent: str | None
+    depth: int
+    current: bool
+    whole: bool
+    taken: str | None
+    description: str
+    phase: Literal["running", "paused", "off"]
+    memory_bytes: int | None
+    quiesced: bool
+    stood_seconds: float
+    exclusive_bytes: int
+    disks: list[SnapshotDiskInfo]
+
+
+class LossesInfo(TypedDict):
+    """What a restore would lose. written_bytes: by disk or volume, at most."""
+
+    since: str | None
+    memory: bool
+    written_bytes: dict[str, int]
+    detached: list[str]
+
+
 class EventInfo(TypedDict):
     seq: int
     at: str

@@ -12,6 +12,7 @@ from insula.control.desk import Desk, MachineNotFound
 from insula.control.port import NodePort
 from insula.control.repair import Repair
 from insula.control.request import MachineState, VerbRequest, VolumeState
+from insula.control.snapshots import SnapshotReader
 from insula.control.verbs import find_verb
 from insula.control.volumes import attachments, find_volume
 from insula.control.waiting_creates import WaitingCreates
@@ -49,6 +50,7 @@ class Control:
         self.store = store
         self.node = node
         self._desk = Desk(store, node)
+        self.snapshots = SnapshotReader(self._desk)
         self._crew = Crew(lambda name, error: log.error("%s failed", name, exc_info=error))
         self._concluder = Concluder(self._desk)
         self._creates = WaitingCreates(self._desk, self._crew)

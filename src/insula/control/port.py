@@ -10,6 +10,8 @@ from insula.engine.agent.protocol import ExecSession
 from insula.engine.protocol import Console
 from insula.model.host import Finding, HostFacts
 from insula.model.image import ExportSpec, Image, ImportSpec
+from insula.model.machine import Machine
+from insula.model.snapshot import Snapshot
 from insula.model.template import TemplateView
 from insula.storage.recipe import Recipe
 
@@ -34,8 +36,21 @@ class ExecRequest:
     timeout: float | None = None
 
 
+class SnapshotPort(Protocol):
+    """What a node knows of the files of snapshots."""
+
+    def written_since(self, machine: Machine, snapshot: Snapshot) -> dict[str, int]:
+        """Bytes that each disk of the machine has taken since, at most: id of the disk -> bytes."""
+
+    def exclusive_bytes(self, uid: str) -> int:
+        """What the removal of a snapshot would free at once."""
+
+
 class NodePort(Protocol):
     """What a node does for control at once, without an operation."""
+
+    @property
+    def snapshots(self) -> SnapshotPort: ...
 
     def nudge(self, uid: str) -> None:
         """Something was written that concerns the machine, image or template `uid`: look at it now."""

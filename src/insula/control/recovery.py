@@ -11,12 +11,13 @@ from insula.model.base import Document
 from insula.model.machine import Machine, Power
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
+from insula.model.snapshot import Snapshot
 from insula.model.volume import Volume
 from insula.storage.volumes import virtual_size
 from insula.store.protocol import Change, Put
 from insula.store.sqlite import open_ledger, set_aside
 
-KINDS: tuple[type[Document], ...] = (Machine, Observation, Operation, Volume)
+KINDS: tuple[type[Document], ...] = (Machine, Observation, Operation, Volume, Snapshot)
 
 
 async def recover_ledger(home: Home, now: datetime | None = None) -> list[str]:

@@ -5,6 +5,7 @@ host came back, always or keep  start again
 the guest powered itself off    what is wanted becomes `off`: it has spoken
 ended, policy once              what is wanted becomes `off`
 ended, ephemeral                removed: the consent was given when it was made so
+layers to be merged             merged, when nobody wants anything of the machine
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from insula.control.desk import Desk
 from insula.control.request import VerbRequest
 from insula.kit.aio import Crew
-from insula.kit.clock import utc_now
+from insula.kit.clock import monotonic, utc_now
 from insula.kit.errors import Conflict, InsulaError, NotFound
 from insula.model.machine import Machine, Power, RunPolicy
 from insula.model.observation import Observation, Phase
@@ -27,6 +28,7 @@ from insula.store.protocol import Put
 log = logging.getLogger(__name__)
 
 ROUND = 30.0  # seconds between rounds over all machines when nothing nudges
+MERGE_AGAIN = 600.0  # seconds before layers are merged again that were not: forks stand on them, or no room
 
 
 class Repair:
@@ -37,6 +39,7 @@ class Repair:
         self._submit = submit
         self._crew = crew
         self._scheduled: set[str] = set()
+        self._merged: dict[str, float] = {}  # when layers of a machine were last tried to be merged
 
     def start(self) -> None:
         self._crew.start(self._follow(), "repair follows observations")
@@ -46,7 +49,20 @@ class Repair:
         while True:
             for stored in self._desk.store.all(Machine):
                 await self.look(stored.document.uid)
+                await self._merge(stored.document)
             await asyncio.sleep(ROUND)
+
+    async def _merge(self, machine: Machine) -> None:
+        now = monotonic()
+        if not machine.unmerged or machine.removing or self._desk.unfinished(machine.uid):
+            return
+        if now - self._merged.get(machine.uid, -MERGE_AGAIN) < MERGE_AGAIN:
+            return
+        self._merged[machine.uid] = now
+        try:
+            await self._act("merge", machine, by="repair")
+        except InsulaError as error:
+            log.info("layers of %s are merged later: %s", machine.name, error)
 
     async def _follow(self) -> None:
         async for commit in self._desk.store.watch():

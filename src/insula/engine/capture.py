@@ -17,16 +17,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import threading
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from insula.engine import frozen
 from insula.engine.errors import EngineLost, EngineRefused
 from insula.engine.instance import QemuInstance
+from insula.engine.layers import switch
 from insula.engine.protocol import DiskSwitch
-from insula.engine.qmp import Monitor
 from insula.kit.clock import monotonic
 
 _LOOK = 0.005  # seconds between looks at how far the stream has grown
@@ -62,6 +61,30 @@ async def capture(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[D
     return stood
 
 
+async def save(machine: QemuInstance, path: Path, disks: Sequence[DiskSwitch], *, stay: bool) -> float:
+    """See `Engine.save`."""
+    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        runs = await machine.state() == "running"
+        if runs and stay:
+            await machine.pause()
+        elif machine.plan.memory.template is not None:
+            await asyncio.to_thread(frozen.touch_all, machine.identity.pid)
+        try:
+            stood = await _send(machine, target, disks, runs and not stay)
+            await machine.transfer.wait_sent()
+            await asyncio.to_thread(os.fsync, target)
+        except BaseException:
+            with contextlib.suppress(EngineLost, EngineRefused):
+                await machine.transfer.cancel()
+                if runs and stay:
+                    await machine.resume()
+            raise
+    finally:
+        os.close(target)
+    return stood
+
+
 def _relay(stream: int, writer: int, whole: threading.Event) -> None:
     """Carry what is in the stream to the pipe until it is whole; closes the pipe. Raises OSError."""
     sent = 0
@@ -84,7 +107,7 @@ async def _send(machine: QemuInstance, stream: int, disks: Sequence[DiskSwitch],
     if runs:
         await machine.pause()
     try:
-        await switch_disks(machine.transfer.monitor, disks)
+        await switch(machine.transfer.monitor.execute, disks)
         in_background = await machine.transfer.send(stream, in_background=runs)
         if not in_background:
             await machine.transfer.wait_sent()
@@ -96,31 +119,3 @@ async def _send(machine: QemuInstance, stream: int, disks: Sequence[DiskSwitch],
         if runs:
             await machine.resume()
     return monotonic() - began if runs else 0.0
-
-
-async def switch_disks(monitor: Monitor, disks: Sequence[DiskSwitch]) -> None:
-    """Have every disk go on in its overlay, all at one moment: all or none. Raises EngineRefused."""
-    if not disks:
-        return
-    found = await monitor.execute("query-block")
-    actions = [_snapshot(disk, _top_node(found, disk.id)) for disk in disks]
-    await monitor.execute("transaction", actions=actions)
-
-
-def _top_node(found: Sequence[dict[str, Any]], disk: str) -> str:
-    """What the disk's device stands on now: after a switch it is another node than at launch."""
-    for entry in found:
-        if f"/{disk}/" in f"{entry.get('qdev', '')}/" and "inserted" in entry:
-            return str(entry["inserted"]["node-name"])
-    raise EngineRefused(f"The machine has no disk '{disk}'.")
-
-
-def _snapshot(disk: DiskSwitch, node: str) -> dict[str, Any]:
-    data = {
-        "node-name": node,
-        "snapshot-node-name": f"{disk.id}-{secrets.token_hex(4)}-node",
-        "snapshot-file": disk.file,
-        "format": "qcow2",
-        "mode": "existing",
-    }
-    return {"type": "blockdev-snapshot-sync", "data": data}

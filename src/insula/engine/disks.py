@@ -3,6 +3,7 @@
     attach   add the node, (add the controller,) add the device      undone: the node is removed
     detach   ask the guest, wait for its word, remove the node       no word: DiskNotReleased, all stays
     grow     resize the node; the guest is told by the device
+    freeze, merge   see `layers`
 
 What is there is asked of the monitor, never remembered: a daemon that died in the middle goes on from there.
 """
@@ -11,26 +12,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
 from typing import Any
 
 from insula.engine.device.disk import CONTROLLER, backend, frontend, node_of
 from insula.engine.errors import DiskFileInUse, DiskNotReleased, EngineRefused, UnsupportedDevice
-from insula.engine.protocol import LaunchPlan
+from insula.engine.layers import Execute, Merges, Report, find_top, nodes_by_file, switch
+from insula.engine.protocol import DiskSwitch, LaunchPlan
 from insula.kit.aio import Cell
 from insula.kit.units import format_duration
 from insula.model.device.disk import Disk
-
-Execute = Callable[..., Awaitable[Any]]
-
-
-_NODE = re.compile(r"(-[0-9a-f]{8})?-node$")
-
-
-def disk_of_node(node: str) -> str:
-    """The disk's id by its node's name, also of one that has gone on in an overlay (`capture`)."""
-    return _NODE.sub("", node)
 
 
 class QemuDisks:
@@ -41,6 +32,7 @@ class QemuDisks:
         self._execute = execute
         self._released: Cell[frozenset[str]] = Cell(frozenset())
         self._turn = asyncio.Lock()
+        self.merges = Merges(plan.name, execute)
 
     def hear_released(self, device: str) -> None:
         """The guest has let go of a device, and it is gone."""
@@ -50,8 +42,7 @@ class QemuDisks:
         async with self._turn:
             if disk.id in await self._devices():
                 return
-            node = await self._node(disk)
-            if node is None:
+            if await self._node(node_of(disk.id)) is None:
                 await self._open(disk)
             try:
                 await self._plug(disk)
@@ -93,7 +84,7 @@ class QemuDisks:
             if disk.id in await self._devices():
                 await self._ask_to_release(disk)
                 await self._wait_released(disk, timeout)
-            if await self._node(disk) is not None:
+            if await self._node(node_of(disk.id)) is not None:
                 await self._execute("blockdev-del", node_name=node_of(disk.id))
 
     async def _ask_to_release(self, disk: Disk) -> None:
@@ -120,17 +111,27 @@ class QemuDisks:
 
     async def grow(self, disk: Disk, size_bytes: int) -> None:
         async with self._turn:
-            node = await self._node(disk)
+            top = await find_top(self._execute, disk.id)
+            node = await self._node(top) if top is not None else None
             if node is None or node["image"]["virtual-size"] < size_bytes:
-                await self._execute("block_resize", node_name=node_of(disk.id), size=size_bytes)
+                await self._execute("block_resize", node_name=top or node_of(disk.id), size=size_bytes)
+
+    async def freeze(self, disks: Sequence[DiskSwitch]) -> None:
+        async with self._turn:
+            await switch(self._execute, disks)
+
+    async def has_layer(self, file: str) -> bool:
+        return file in await nodes_by_file(self._execute)
+
+    async def merge(self, disk: Disk, onto: str, base: str | None, report: Report) -> None:
+        await self.merges.merge(disk.id, onto, base, report)
 
     async def _devices(self) -> frozenset[str]:
         """The ids of all devices that have one."""
         found = await self._execute("qom-list", path="/machine/peripheral")
         return frozenset(str(entry["name"]) for entry in found)
 
-    async def _node(self, disk: Disk) -> dict[str, Any] | None:
-        name = node_of(disk.id)
+    async def _node(self, name: str) -> dict[str, Any] | None:
         nodes: list[dict[str, Any]] = await self._execute("query-named-block-nodes", flat=True)
         return next((node for node in nodes if node["node-name"] == name), None)
 

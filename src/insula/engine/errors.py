@@ -1,7 +1,7 @@
 """The engine's errors.
 
 Unavailable ── EngineMissing, AcceleratorUnavailable, LaunchFailed, EngineLost, TemplateGone
-Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused, DiskFileInUse, DiskNotReleased
+Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused, DiskFileInUse, DiskNotReleased, MergeFailed
 Invalid ── NoAgent, NoConsole, UnsupportedDevice
 """
 
@@ -68,6 +68,12 @@ class DiskNotReleased(Conflict):
     """The guest did not let go of a disk; it still has it."""
 
     code = "disk-not-released"
+
+
+class MergeFailed(Conflict):
+    """Layers of a disk could not be made one; the disk is as it was."""
+
+    code = "merge-failed"
 
 
 class NoAgent(Invalid):

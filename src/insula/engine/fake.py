@@ -9,6 +9,7 @@ logs and evidence are read the same way.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from insula.engine.errors import (
     TemplateGone,
 )
 from insula.engine.fakedisks import FakeDisks, OpenDisk
-from insula.engine.fakeguest import FakeAgent
+from insula.engine.fakeguest import FakeAgent, FakeFileSystems
 from insula.engine.plan import choose_accelerator, plan_to_json, render
 from insula.engine.protocol import (
     OWN_MEMORY,
@@ -149,12 +150,12 @@ class FakeMachine:
         self.agent: FakeAgent | None = None
         self.console: FakeConsole | None = None
         self.power_button_presses = 0
+        self.file_systems = FakeFileSystems()
         self._killed = False
         self._shutdown: dict[str, object] | None = None
-        self._booted = False
         self.disks = FakeDisks(plan, world.open_disks, lambda: self.script.releases_disks, self._check_living)
+        self._booted = plan.memory.template is not None or plan.memory.saved is not None
         if plan.memory.template is not None:
-            self._booted = True
             self.hostname = world.frozen[plan.memory.template].hostname
 
     def _check_living(self) -> None:
@@ -341,6 +342,10 @@ class FakeInstance:
         self._living()
         return 0.0
 
+    async def resident_bytes(self) -> int:
+        self._living()
+        return 0
+
     async def kill(self) -> ExitEvidence:
         self._machine.kill()
         return await self.wait_exit()
@@ -451,6 +456,11 @@ class FakeEngine:
         self._live[directory] = FakeInstance(machine)
         if template is not None and self.world.frozen[template].agent_open:
             machine.open_agent()
+        if (saved := plan.memory.saved) is not None:
+            found = json.loads(saved.path.read_text())
+            machine.hostname = found["hostname"]
+            if found["agent_open"]:
+                machine.open_agent()
         return self._live[directory]
 
     async def freeze(self, instance: Instance) -> None:
@@ -468,11 +478,24 @@ class FakeEngine:
         machine = self.world.machines.get(instance.plan.directory)
         if machine is None:
             raise EngineLost(f"Machine '{instance.plan.name}' ended before it could be captured.")
+        await machine.disks.freeze(disks)
         vessel.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.world.frozen[vessel.directory] = FrozenGuest(
             machine.hostname, machine.port_open.value, instance.plan.memory_bytes
         )
         write(vessel.directory / DEVICE_STATE, "fake")
+        return 0.0
+
+    async def save(
+        self, instance: Instance, path: Path, disks: Sequence[DiskSwitch], *, stay: bool = False
+    ) -> float:
+        machine = self.world.machines.get(instance.plan.directory)
+        if machine is None:
+            raise EngineLost(f"Machine '{instance.plan.name}' ended before it could be saved.")
+        if stay and machine.state == "running":
+            machine.pause()
+        await machine.disks.freeze(disks)
+        write(path, json.dumps({"hostname": machine.hostname, "agent_open": machine.port_open.value}))
         return 0.0
 
     def frozen_bytes(self, directory: Path) -> int | None:

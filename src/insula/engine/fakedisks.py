@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from insula.engine.errors import DiskFileInUse, DiskNotReleased, EngineRefused
-from insula.engine.protocol import LaunchPlan
+from insula.engine.errors import DiskFileInUse, DiskNotReleased, EngineRefused, MergeFailed
+from insula.engine.protocol import DiskSwitch, LaunchPlan
 from insula.kit.units import format_duration
 from insula.model.device.disk import Disk
 
@@ -71,3 +71,32 @@ class FakeDisks:
         if disk.id not in self.open:
             raise EngineRefused(f"Machine '{self.plan.name}' has no disk '{disk.id}'.")
         self.open[disk.id].size_bytes = size_bytes
+
+    async def freeze(self, disks: Sequence[DiskSwitch]) -> None:
+        self.check_living()
+        for disk in disks:
+            if disk.id not in self.open:
+                raise EngineRefused(f"The machine has no disk '{disk.id}'.")
+        for disk in disks:
+            self.open[disk.id].file = self.plan.directory / disk.file
+
+    async def has_layer(self, file: str) -> bool:
+        self.check_living()
+        return any(disk.file.name == file for disk in self.open.values())
+
+    async def merge(self, disk: Disk, onto: str, base: str | None, report: Callable[[float], None]) -> None:
+        """As the real one leaves it, by the tool for disks that nobody has open."""
+        from insula.kit.run import CommandFailed, run
+
+        self.check_living()
+        directory = self.open[disk.id].file.parent
+        if not (directory / onto).exists():
+            raise MergeFailed(
+                f"Machine '{self.plan.name}' does not have the layers open that are to be merged."
+            )
+        report(0.5)
+        named = ["-b", base, "-F", "qcow2"] if base is not None else ["-b", ""]
+        try:
+            await run(["qemu-img", "rebase", "-q", "-f", "qcow2", *named, onto], cwd=directory)
+        except CommandFailed as error:
+            raise MergeFailed(f"The layers of disk '{disk.id}' could not be merged.") from error

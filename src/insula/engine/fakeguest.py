@@ -17,6 +17,7 @@ from insula.engine.agent.protocol import (
     AgentLost,
     ExecSession,
     ExitStatus,
+    GuestFailed,
     GuestInfo,
     GuestRefused,
     Identity,
@@ -25,6 +26,7 @@ from insula.engine.agent.protocol import (
     ShutdownMode,
     StreamName,
     command_not_found,
+    frozen,
 )
 
 if TYPE_CHECKING:
@@ -237,6 +239,36 @@ class FakeExec:
         self._end(ExitStatus(signal=1))
 
 
+class FakeFileSystems:
+    """What of a fake guest can be brought to rest. log: "freeze", "thaw" and "thaw by itself", as they came.
+
+    count: how many file systems of block devices are mounted. fails: why the first of them cannot be frozen.
+    """
+
+    def __init__(self) -> None:
+        self.count = 1
+        self.fails = ""
+        self.frozen = 0
+        self.log: list[str] = []
+
+    def freeze(self) -> int:
+        if self.fails:
+            raise GuestFailed(f"The guest could not freeze its file system '/': {self.fails}.")
+        self.log.append("freeze")
+        self.frozen = self.count
+        return self.frozen
+
+    def thaw(self, word: str = "thaw") -> int:
+        thawed, self.frozen = self.frozen, 0
+        self.log.append(word)
+        return thawed
+
+    def go_on(self) -> None:
+        """The time is over, or the agent's connection: nothing stays frozen."""
+        if self.frozen:
+            self.thaw("thaw by itself")
+
+
 class FakeAgent:
     """See Agent."""
 
@@ -250,6 +282,11 @@ class FakeAgent:
         if self.lost:
             raise AgentLost("The connection to the guest agent ended.")
 
+    def _require_thawed(self) -> None:
+        self._require_connection()
+        if self._machine.file_systems.frozen:
+            raise frozen()
+
     async def exec(
         self,
         argv: Sequence[str],
@@ -261,7 +298,7 @@ class FakeAgent:
         rows: int = 24,
         cols: int = 80,
     ) -> ExecSession:
-        self._require_connection()
+        self._require_thawed()
         if tty and self.kind == "qemu":
             raise AgentCannot(
                 "The QEMU guest agent has no terminals.", hint="Use an image with Insula's agent."
@@ -292,18 +329,32 @@ class FakeAgent:
         return GuestInfo(self._machine.hostname, (loopback,), "Fake 1", _RELEASE, 1.0)
 
     async def shutdown(self, mode: ShutdownMode) -> None:
-        self._require_connection()
+        self._require_thawed()
         if mode == "reboot":
             self._machine.reset(by_guest=True)
         else:
             self._machine.asked_to_power_off()
 
     async def renew(self, identity: Identity) -> Renewal:
-        self._require_connection()
+        self._require_thawed()
         if self.kind != "insula":
             raise AgentCannot("The QEMU guest agent cannot renew a guest's identity.")
         self._machine.hostname = identity.hostname
         return Renewal(("random", "clock", "hostname", "machine-id", *("mac" for _ in identity.macs)))
+
+    async def refresh(self) -> Renewal:
+        self._require_thawed()
+        if self.kind != "insula":
+            return Renewal(("clock",), (("random", "mixed in, and not forced"),))
+        return Renewal(("random", "clock"))
+
+    async def freeze(self, timeout: float) -> int:
+        self._require_thawed()
+        return self._machine.file_systems.freeze()
+
+    async def thaw(self) -> int:
+        self._require_connection()
+        return self._machine.file_systems.thaw()
 
     async def ping(self, timeout: float) -> bool:
         return not self.lost
@@ -311,6 +362,7 @@ class FakeAgent:
     def lose(self) -> None:
         """The port was closed under it."""
         self.lost = True
+        self._machine.file_systems.go_on()
         for session in self._sessions:
             session.lose()
 

@@ -14,10 +14,11 @@ from typing import Any
 from insula.engine import evidence
 from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
 from insula.engine.console import SerialConsole
-from insula.engine.disks import QemuDisks, disk_of_node
+from insula.engine.disks import QemuDisks
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
+from insula.engine.layers import disk_of_node
 from insula.engine.plan import MEMORY_DESCRIPTOR
-from insula.engine.process import Process, read_stat
+from insula.engine.process import Process, read_stat, resident_bytes
 from insula.engine.protocol import (
     AgentPortChanged,
     Console,
@@ -124,9 +125,12 @@ class QemuInstance:
             port_open = any(entry["frontend-open"] for entry in sockets if name in entry["filename"])
         self._situation.set(replace(self._situation.value, running=state == "running", port_open=port_open))
 
-    async def wake(self, state: Path) -> None:
-        """Take the state of a frozen machine; learn how that one was. Raises EngineLost, EngineRefused."""
-        await self.transfer.load(state)
+    async def wake(self, state: Path, *, whole: bool = False) -> None:
+        """Take the state of a frozen machine; learn how that one was. whole: with its memory.
+
+        Raises EngineLost, EngineRefused, OSError.
+        """
+        await self.transfer.load(state, whole=whole)
         self._woken = True
         await self.synchronise()
         if self._situation.value.port_open:
@@ -185,6 +189,8 @@ class QemuInstance:
                 self.disks.hear_released(str(data["device"]))
             case "MIGRATION":
                 self.transfer.heard(event)
+            case "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED":
+                self.disks.merges.hear_ended(str(data["device"]))
             case "VSERPORT_CHANGE":
                 await self._port_changed(bool(data["open"]))
 
@@ -236,6 +242,9 @@ class QemuInstance:
     async def processor_seconds(self) -> float:
         stat = read_stat(self.identity.pid)
         return stat.processor_seconds if stat is not None else 0.0
+
+    async def resident_bytes(self) -> int:
+        return resident_bytes(self.identity.pid)
 
     async def _execute(self, command: str, **arguments: Any) -> Any:
         return await self._monitor.execute(command, **arguments)

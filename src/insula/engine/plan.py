@@ -15,7 +15,7 @@ from typing import Any
 from insula.engine.device import Surroundings, escape, option, render_device
 from insula.engine.device.disk import launch_controllers
 from insula.engine.errors import AcceleratorUnavailable, UnsupportedDevice
-from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, LaunchPlan, Memory
+from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, LaunchPlan, Memory, Saved
 from insula.kit.paths import QMP_SOCKET
 from insula.model.device.agent import AgentPort
 from insula.model.device.base import DeviceBase
@@ -71,7 +71,7 @@ def render(
 ) -> LaunchPlan:
     """The launch plan. The same values give the same plan. Raises UnsupportedDevice."""
     surroundings = Surroundings(
-        machine.machine_type, facts.features, vessel=memory.vessel, forked=memory.template is not None
+        machine.machine_type, facts.features, vessel=memory.vessel, forked=memory.forked
     )
     agent = _only_one(machine, AgentPort)
     serial = _only_one(machine, Serial)
@@ -97,6 +97,7 @@ def render(
         has_console=serial is not None,
         memory_bytes=machine.memory_bytes,
         memory=memory,
+        shape=_shape(machine, facts, accelerator, memory),
     )
 
 
@@ -110,6 +111,26 @@ def _only_one(machine: Machine, kind: type[Any]) -> Any:
     return found[0] if found else None
 
 
+def _shape(
+    machine: Machine, facts: EngineFacts, accelerator: AcceleratorFact, memory: Memory
+) -> dict[str, str]:
+    """A monitor loads a state with another processor without a word, and its guest fails later."""
+    return {
+        "machine type": _machine_type(machine, facts, memory),
+        "accelerator": accelerator.name,
+        "processor": _processor_model(machine, accelerator),
+        "number of processors": str(machine.cpus),
+        "memory": _size(machine.memory_bytes),
+    }
+
+
+def _machine_type(machine: Machine, facts: EngineFacts, memory: Memory) -> str:
+    """A saved machine keeps the version of its type, whatever is the newest by now."""
+    if memory.saved is not None:
+        return memory.saved.machine_type
+    return facts.machine_types[machine.machine_type]
+
+
 def _base(machine: Machine, files: BootFiles, facts: EngineFacts, memory: Memory) -> tuple[str, ...]:
     """-nodefaults leaves out floppy, VGA, parallel port and monitor; -S lets nothing run before `resume`."""
     kind = machine.machine_type
@@ -120,6 +141,7 @@ def _base(machine: Machine, files: BootFiles, facts: EngineFacts, memory: Memory
             "off"  # the firmware then speaks on the serial port: `logs` show why a disk won't boot
         )
     switches["memory-backend"] = "ram"
+    typed = _machine_type(machine, facts, memory)
     sandbox = ("-sandbox", _SANDBOX) if "sandbox" in facts.features else ()
     return (
         "-nodefaults",
@@ -129,18 +151,21 @@ def _base(machine: Machine, files: BootFiles, facts: EngineFacts, memory: Memory
         *sandbox,
         *("-name", option(f"guest={escape(machine.name)}", "debug-threads=on")),
         *("-uuid", str(uuid.uuid5(_UUIDS, machine.uid))),
-        *("-machine", ",".join([facts.machine_types[kind], *(f"{k}={v}" for k, v in switches.items())])),
+        *("-machine", ",".join([typed, *(f"{k}={v}" for k, v in switches.items())])),
     )
 
 
 def _processor(machine: Machine, accelerator: AcceleratorFact) -> tuple[str, ...]:
-    model = machine.cpu_model or (_KVM_CPU if accelerator.name == "kvm" else _TCG_CPU)
     return (
         *("-accel", accelerator.name),
-        *("-cpu", model),
+        *("-cpu", _processor_model(machine, accelerator)),
         *("-smp", str(machine.cpus)),
         *("-m", _size(machine.memory_bytes)),
     )
+
+
+def _processor_model(machine: Machine, accelerator: AcceleratorFact) -> str:
+    return machine.cpu_model or (_KVM_CPU if accelerator.name == "kvm" else _TCG_CPU)
 
 
 def _size(memory_bytes: int) -> str:
@@ -155,8 +180,10 @@ def _memory(machine: Machine, memory: Memory) -> tuple[str, ...]:
     The file has no name; the monitor inherits it. A fork waits for the state of its devices (`launch` gives
     it). It keeps kernel and initrd although it does not boot: it will when its guest is reset.
     """
-    if memory == OWN_MEMORY:  # by the same name, so that one which was booted can be captured, too
-        return ("-object", option("memory-backend-ram", id="ram", size=_size(machine.memory_bytes)))
+    waits = ("-incoming", "defer") if memory.vessel or memory.template or memory.saved else ()
+    if not (memory.shareable or memory.vessel or memory.template):
+        # By the same name, so that one which was booted can be captured, too.
+        return ("-object", option("memory-backend-ram", id="ram", size=_size(machine.memory_bytes)), *waits)
     backend = option(
         "memory-backend-file",
         id="ram",
@@ -164,8 +191,7 @@ def _memory(machine: Machine, memory: Memory) -> tuple[str, ...]:
         mem_path=f"/proc/self/fd/{MEMORY_DESCRIPTOR}",
         share="on" if memory.shareable else "off",
     )
-    waits = memory.vessel or memory.template is not None
-    return ("-object", backend, *(("-incoming", "defer") if waits else ()))
+    return ("-object", backend, *waits)
 
 
 def _boot(files: BootFiles) -> tuple[str, ...]:
@@ -204,13 +230,15 @@ def _memory_to_json(memory: Memory) -> dict[str, Any]:
         "shareable": memory.shareable,
         "vessel": memory.vessel,
         "template": str(memory.template) if memory.template is not None else None,
+        "saved": None if memory.saved is None else {**vars(memory.saved), "path": str(memory.saved.path)},
     }
 
 
 def _memory_from_json(fields: dict[str, Any]) -> Memory:
-    template = fields.get("template")
+    template, saved = fields.get("template"), fields.get("saved")
     return Memory(
         shareable=bool(fields.get("shareable")),
         vessel=bool(fields.get("vessel")),
         template=Path(template) if template is not None else None,
+        saved=None if saved is None else Saved(**{**saved, "path": Path(saved["path"])}),
     )

@@ -84,6 +84,14 @@ def read_stat(pid: int) -> Stat | None:
     )
 
 
+def resident_bytes(pid: int) -> int:
+    """How much of the host's memory a process has in use, also what it shares; 0 when there is none."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
 def read_identity(directory: Path) -> ProcessIdentity | None:
     """Who PID_FILE says was launched; None when it says nothing that can be read."""
     try:

@@ -6,8 +6,8 @@ other. No word of QEMU's appears in these signatures.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -48,18 +48,41 @@ class BootFiles:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """A file with a machine's memory and devices as they were (`Engine.save`).
+
+    machine_type: of the machine that was saved, by its versioned name. forked: that one was a fork.
+    """
+
+    path: Path
+    machine_type: str
+    forked: bool = False
+
+
+@dataclass(frozen=True)
 class Memory:
     """Where a machine's memory comes from.
 
     shareable: it can be frozen, and forks made of it. vessel: it is to take what a live machine is at one
     moment (`Engine.capture`), has no disks, and never runs. template: the directory of a frozen machine which
     this one is a fork of: it wakes up with a copy-on-write view of that one's memory, in the middle of what
-    that one was doing.
+    that one was doing. saved: it goes on as itself from what was saved of it.
     """
 
     shareable: bool = False
     vessel: bool = False
     template: Path | None = None
+    saved: Saved | None = None
+
+    @property
+    def wakes(self) -> bool:
+        """Whether its guest goes on in the middle of something instead of booting."""
+        return self.template is not None or self.saved is not None
+
+    @property
+    def forked(self) -> bool:
+        """Whether its guest was another one's first, at whatever time."""
+        return self.template is not None or (self.saved is not None and self.saved.forked)
 
 
 OWN_MEMORY = Memory()
@@ -71,7 +94,8 @@ class LaunchPlan:
 
     directory: the machine's directory; argv names files in it relatively and runs with it as working
     directory. argv: the monitor's command line. accelerator: which and why. agent: protocol of the agent
-    port, if any. memory_bytes: what the guest has. memory: where that comes from.
+    port, if any. memory_bytes: what the guest has. memory: where that comes from. shape: what must be the
+    same for a state that is saved of it to be loaded again (accelerator, processor, ...), in words.
     """
 
     uid: str
@@ -84,12 +108,16 @@ class LaunchPlan:
     has_console: bool
     memory_bytes: int = 0
     memory: Memory = OWN_MEMORY
+    shape: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DiskSwitch:
-    """A disk of a live machine, and the file in its directory, an empty overlay of the one it has, in which
-    it is to go on."""
+    """A disk of a live machine, and the file in which it is to go on: an empty overlay of the one it has.
+
+    file: as in the disk's document, and a name that was never another file's. A monitor opens a file again by
+    its name when it has it for reading only from then on.
+    """
 
     id: str
     file: str
@@ -179,6 +207,20 @@ class Disks(Protocol):
     async def grow(self, disk: Disk, size_bytes: int) -> None:
         """Show the guest a larger disk; never a smaller one. Raises EngineRefused."""
 
+    async def freeze(self, disks: Sequence[DiskSwitch]) -> None:
+        """Have each go on in a new layer, all at one moment: all or none. Raises EngineRefused."""
+
+    async def has_layer(self, file: str) -> bool:
+        """Whether it has the layer of that plain name open."""
+
+    async def merge(self, disk: Disk, onto: str, base: str | None, report: Callable[[float], None]) -> None:
+        """Have the layer `onto` take over all that is below it down to `base`, on which it then stands.
+
+        onto: the file's plain name. base: the file as the layer shall name it; None: it stands on nothing
+        then. report: is told the fraction that is done. May be cancelled. Raises MergeFailed; the disk is
+        whole in any case.
+        """
+
 
 class Instance(Protocol):
     """A live machine. Every method may raise EngineLost when the process ends meanwhile."""
@@ -207,6 +249,9 @@ class Instance(Protocol):
 
     async def processor_seconds(self) -> float:
         """How much of the host's processors its process has used since its start."""
+
+    async def resident_bytes(self) -> int:
+        """How much of the host's memory its process has in use."""
 
     async def kill(self) -> ExitEvidence:
         """End the process at once and wait until it has ended."""
@@ -263,6 +308,16 @@ class Engine(Protocol):
         disks: where the machine writes from that moment on; what it wrote before stays as it was then.
         Returns the seconds in which its vCPUs stood. Raises EngineLost, EngineRefused, LaunchFailed: then the
         machine goes on as before, and the vessel is gone.
+        """
+
+    async def save(
+        self, instance: Instance, path: Path, disks: Sequence[DiskSwitch], *, stay: bool = False
+    ) -> float:
+        """Write memory and devices of a live machine, as they are at one moment, to a file.
+
+        disks: where it writes from that moment on. It goes on meanwhile; stay: it stands from then on.
+        Returns the seconds in which its vCPUs stood for it; the file is whole then, and on the disk.
+        Raises EngineLost, EngineRefused, OSError: then the machine goes on as before.
         """
 
     def frozen_bytes(self, directory: Path) -> int | None:

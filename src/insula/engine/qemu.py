@@ -10,7 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from insula.engine import console, evidence, frozen, process
-from insula.engine.capture import capture
+from insula.engine.capture import capture, save
 from insula.engine.errors import (
     EngineLost,
     EngineMissing,
@@ -137,6 +137,12 @@ class QemuEngine:
             raise
         return stood
 
+    async def save(
+        self, instance: Instance, path: Path, disks: Sequence[DiskSwitch], *, stay: bool = False
+    ) -> float:
+        assert isinstance(instance, QemuInstance), "an instance of another engine"
+        return await save(instance, path, disks, stay=stay)
+
     def frozen_bytes(self, directory: Path) -> int | None:
         if not (directory / DEVICE_STATE).exists():
             return None
@@ -203,12 +209,14 @@ class QemuEngine:
                 except BaseException:
                     await child.end()
                     raise
-            if plan.memory.template is not None:
-                try:
+            try:
+                if plan.memory.template is not None:
                     await instance.wake(plan.memory.template / DEVICE_STATE)
-                except BaseException:
-                    await instance.kill()
-                    raise
+                elif plan.memory.saved is not None:
+                    await instance.wake(plan.memory.saved.path, whole=True)
+            except BaseException:
+                await instance.kill()
+                raise
         except (EngineLost, EngineRefused, TimeoutError, OSError) as error:
             raise self._explain(plan, error) from error
         self._live[plan.directory] = instance

@@ -29,6 +29,8 @@ _ENDS = ("completed", "failed", "cancelled")
 _DEVICES_ONLY = {"x-ignore-shared": True}
 _IN_BACKGROUND = {"background-snapshot": True}
 _SWITCHES = ("x-ignore-shared", "background-snapshot")
+# Bytes a second: what is saved goes to a file of ours, and 128 MiB, the default, is for networks.
+_BANDWIDTH = 2**40
 
 
 class StateTransfer:
@@ -52,10 +54,13 @@ class StateTransfer:
         await self._start(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "migrate", _DEVICES_ONLY)
         await self._wait_end("saved", _TIMEOUT)
 
-    async def load(self, path: Path) -> None:
-        """Give a machine that waits for it the devices' state; its vCPUs stand then. Raises as `save`."""
-        await self._start(path, os.O_RDONLY, "migrate-incoming", _DEVICES_ONLY)
-        await self._wait_end("loaded", _TIMEOUT)
+    async def load(self, path: Path, *, whole: bool = False) -> None:
+        """Give a machine that waits for it the devices' state; its vCPUs stand then. Raises as `save`.
+
+        whole: the memory too, as `send` has written it.
+        """
+        await self._start(path, os.O_RDONLY, "migrate-incoming", {} if whole else _DEVICES_ONLY)
+        await self._wait_end("loaded", _COPY_TIMEOUT if whole else _TIMEOUT)
 
     async def receive(self, descriptor: int) -> None:
         """Take memory and devices from what `send` has written."""
@@ -102,6 +107,7 @@ class StateTransfer:
         name = f"{command}-state"
         everything = {"events": True, **dict.fromkeys(_SWITCHES, False), **capabilities}
         await self._set_capabilities(everything)
+        await self.monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
         await self.monitor.give_descriptor(name, descriptor)
         self._status.set("begun")
         await self.monitor.execute(command, uri=f"fd:{name}")

@@ -38,6 +38,7 @@ TEMPLATE_DOCUMENT = "template.json"  # what a template is; there once it is whol
 CAPTURE_DOCUMENT = "capture.json"  # of a machine that is forked; there once the capture is whole
 SUSPENDED_STATE = "suspended.state"  # memory and devices of a suspended machine
 SUSPENDED_DOCUMENT = "suspended.json"  # which disks the state belongs to, as they were then
+RESUMING_DOCUMENT = "resuming.json"  # the same, once a process has been told to go on with it
 
 # The files of a volume's directory.
 VOLUME_DOCUMENT = "volume.json"  # copy of the document, for recovery of a lost ledger

@@ -91,7 +91,8 @@ class Machine(Document):
     """A machine as it is wanted, every default filled in once. cpus: count. memory_bytes: what the guest has.
 
     mac addresses, uid and the image's digest never change; `power` is the intent that repair holds up.
-    `removing`: an operation with consent is taking it away.
+    `removing`: an operation with consent is taking it away. snapshot: uid of the one that it stands on.
+    unmerged: its disks stand on layers that nobody needs for themselves any more, to be merged.
     """
 
     kind: ClassVar[str] = "machine"
@@ -110,6 +111,8 @@ class Machine(Document):
     ephemeral: bool = False
     power: Power = Power.OFF
     removing: bool = False
+    snapshot: str | None = None
+    unmerged: bool = False
 
     @field_validator("devices")
     @classmethod

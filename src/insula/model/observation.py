@@ -10,7 +10,10 @@ from insula.model.base import Document, Value
 
 
 class Phase(StrEnum):
-    """created -> starting -> running <-> paused -> stopping -> stopped; crashed from any with a process."""
+    """created -> starting -> running <-> paused -> stopping -> stopped; crashed from any with a process.
+
+    suspended: it has no process, and its memory is on the disk; it starts in the middle of what it did.
+    """
 
     CREATED = "created"
     STARTING = "starting"
@@ -19,6 +22,7 @@ class Phase(StrEnum):
     STOPPING = "stopping"
     STOPPED = "stopped"
     CRASHED = "crashed"
+    SUSPENDED = "suspended"
 
     @property
     def has_process(self) -> bool:

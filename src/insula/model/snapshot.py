@@ -29,6 +29,19 @@ class SnapshotSpec(Value):
     description: str = Field(default="", max_length=1000)
 
 
+class SavedMemory(Value):
+    """What is known of the file that holds a machine's memory and devices.
+
+    size_bytes: of the file. machine_type: by its versioned name; forked: the machine had been a fork; shape:
+    what must be the same where it is loaded (`engine.protocol`).
+    """
+
+    size_bytes: int
+    machine_type: str
+    forked: bool = False
+    shape: dict[str, str] = Field(default_factory=dict)
+
+
 class SnapshotDisk(Value):
     """A disk in a snapshot. id: of the machine's device. size_bytes: what the guest saw then.
 
@@ -44,9 +57,9 @@ class SnapshotDisk(Value):
 class Snapshot(Document):
     """What was kept. machine_uid: whose. parent: uid of the snapshot it was made upon.
 
-    phase: what the machine did then. memory_bytes: of the file that holds memory and devices, None where there
-    is none. machine: its document as it was, so that what is restored fits its devices. whole: the work is
-    done; before, nobody can restore it.
+    phase: what the machine did then. memory: None where only disks were kept. machine: its document as it
+    was, so that what is restored fits its devices. stood_seconds: how long its vCPUs stood for it. whole: the
+    work is done; before, nobody can restore it.
     """
 
     kind: ClassVar[str] = "snapshot"
@@ -56,15 +69,12 @@ class Snapshot(Document):
     parent: str | None = None
     description: str = ""
     phase: Literal["running", "paused", "off"] = "off"
-    memory_bytes: int | None = None
+    memory: SavedMemory | None = None
     quiesced: bool = False
     disks: tuple[SnapshotDisk, ...] = ()
     taken: datetime | None = None
+    stood_seconds: float = 0.0
     whole: bool = False
-
-    @property
-    def has_memory(self) -> bool:
-        return self.memory_bytes is not None
 
     def next_generation(self, **fields: Any) -> Snapshot:
         """The document after a change."""

@@ -77,6 +77,8 @@ def as_template(machine: Machine) -> Machine:
         ephemeral=False,
         power=Power.OFF,
         removing=False,
+        snapshot=None,
+        unmerged=False,
         devices=tuple(_as_template(device, index) for index, device in enumerate(machine.devices)),
         cloud_init=None if machine.cloud_init is None else CloudInit(),
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,9 @@ class Captures:
             return False
         return not live or self._engine.frozen_bytes(self.directory(uid)) is not None
 
-    def tag(self, uid: str) -> str:
-        """Under which the disks of a whole capture were frozen (`storage.chain`)."""
-        return str(self._read(uid)["tag"])
+    def layers(self, uid: str) -> dict[str, str]:
+        """The frozen layers of a whole capture's disks: id of the disk -> name."""
+        return dict(self._read(uid)["layers"])
 
     def _read(self, uid: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.directory(uid) / CAPTURE_DOCUMENT).read_text())
@@ -65,18 +64,17 @@ class Captures:
         await self.remove(uid)
         directory = self.directory(uid)
         directory.mkdir(parents=True, mode=0o700)
-        switches, tag = [], secrets.token_hex(6)
+        switches, layers, tag = [], {}, chain.new_tag()
         for disk in disks_of(machine, "image"):
-            assert disk.size_bytes is not None, "resolve() fills in the size"
-            await chain.freeze(home, disk.file, tag, disk.size_bytes)
-            chain.link(home, directory, disk.file)
-            switches.append(DiskSwitch(disk.id, disk.file))
+            layers[disk.id] = await chain.freeze(home, disk.file, tag)
+            chain.link(home, directory, layers[disk.id])
+            switches.append(DiskSwitch(disk.id, chain.layer_name(disk.file, tag)))
         for disk in disks_of(machine, "seed"):
             os.link(home / disk.file, directory / disk.file)
         stood = 0.0
         if instance is not None:
             stood = await self._engine.capture(instance, vessel, switches)
-        document = json.dumps({"machine": machine.uid, "tag": tag, "live": instance is not None})
+        document = json.dumps({"machine": machine.uid, "layers": layers, "live": instance is not None})
         write_atomically(directory / CAPTURE_DOCUMENT, document + "\n")
         return stood
 

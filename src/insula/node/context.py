@@ -15,6 +15,7 @@ from insula.model.image import Image
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation, Progress
+from insula.node.disks import place_disk
 from insula.node.journal import OperationJournal
 from insula.node.observer import Observer
 from insula.node.rooms import Rooms
@@ -25,13 +26,15 @@ from insula.storage.images import MANIFEST
 class Seat:
     """The live machine of one actor, if any; shared by the actor and the procedure it runs.
 
-    waking: it is a fork that runs and still has its template's identity: nobody else may speak to it.
-    capturing: its vCPUs stand for a moment of ours, which is no change of phase.
+    waking: it goes on in the middle of something and is not itself yet: nobody else may speak to it.
+    capturing: its vCPUs stand for a moment of ours, which is no change of phase. stale: it goes on from a
+    saved memory and stands; its clock and random numbers are to be made new once it runs.
     """
 
     instance: Instance | None = None
     waking: bool = False
     capturing: bool = False
+    stale: bool = False
 
 
 @dataclass
@@ -55,12 +58,10 @@ class MachineContext:
 
     @property
     def placed(self) -> Machine:
-        """The machine with its volumes' files where they are on this host: what the engine is given."""
+        """The machine with its disks' files by the names they have for good: what the engine is given."""
         machine = self.machine
         devices = tuple(
-            device.changed(file=str(self.rooms.home.volume(device.volume.uid) / device.file))
-            if isinstance(device, Disk) and device.volume is not None
-            else device
+            place_disk(self.rooms.home, machine.uid, device) if isinstance(device, Disk) else device
             for device in machine.devices
         )
         return machine.changed(devices=devices) if devices != machine.devices else machine

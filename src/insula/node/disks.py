@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from insula.kit.paths import Home
 from insula.model.cloudinit import CloudInit
 from insula.model.device.disk import Disk
 from insula.model.image import Image
@@ -15,6 +17,25 @@ from insula.model.machine import Machine
 def disks_of(machine: Machine, source: str) -> list[Disk]:
     """The machine's disks of that source."""
     return [device for device in machine.devices if isinstance(device, Disk) and device.source == source]
+
+
+def home_of_disk(home: Home, uid: str, disk: Disk) -> Path:
+    """The directory of a disk of machine `uid`: the machine's own, or the volume's."""
+    return home.machine(uid) if disk.volume is None else home.volume(disk.volume.uid)
+
+
+def place_disk(home: Home, uid: str, disk: Disk) -> Disk:
+    """The disk with the file that is written now, by its name for good: relative to the machine's directory,
+    absolute for a volume. One whose file is missing is left as it is; who opens it will say so."""
+    directory = home_of_disk(home, uid, disk)
+    if disk.source == "seed" or not (directory / disk.file).exists():
+        name = disk.file
+    else:
+        from insula.storage.chain import settle
+
+        name = settle(directory, disk.file)
+    file = name if disk.volume is None else str(directory / name)
+    return disk if file == disk.file else disk.changed(file=file)
 
 
 async def make_overlays(machine: Machine, image: Image, blob: Path, directory: Path) -> None:
@@ -30,35 +51,38 @@ async def make_overlays(machine: Machine, image: Image, blob: Path, directory: P
         await create_overlay(target, blob / image.disk.file, image.disk.format, size)
 
 
-async def make_forks(
-    machine: Machine, source: Path, tag: str, directory: Path, *, keep_seed: bool = False
-) -> None:
-    """Each disk as it was frozen under `tag` in the directory `source`, a template's or a captured machine's.
+def template_layers(machine: Machine, key: str) -> dict[str, str]:
+    """The frozen layers of a template's disks: id of the disk -> name."""
+    from insula.storage.chain import layer_name
 
-    keep_seed: the seed is the fork's too; to cloud-init it stays the machine that it was.
+    return {disk.id: layer_name(disk.file, key) for disk in disks_of(machine, "image")}
+
+
+async def make_forks(
+    machine: Machine, source: Path, layers: Mapping[str, str], directory: Path, *, keep_seed: bool = False
+) -> None:
+    """Each disk as its frozen layer in the directory `source`, a template's or a captured machine's.
+
+    layers: id of the disk -> name of the layer. keep_seed: the seed is the fork's too; to cloud-init it stays
+    the machine that it was. Raises FileNotFoundError when a layer is gone.
     """
     from insula.storage.chain import fork
 
     for disk in disks_of(machine, "image"):
-        assert disk.size_bytes is not None, "resolve() fills in the size"
-        await fork(source, directory, disk.file, tag, disk.size_bytes)
+        await fork(source, directory, disk.file, layers[disk.id])
     for disk in disks_of(machine, "seed"):
         if keep_seed and not (directory / disk.file).exists():
             os.link(source / disk.file, directory / disk.file)
 
 
-def stand_on(machine: Machine, template: Path, tag: str, directory: Path) -> bool:
+def stand_on(machine: Machine, template: Path, key: str, directory: Path) -> bool:
     """Whether the machine's disks stand on those of the template as it is now.
 
     It may have been removed since, and even made anew: what its guest then has in memory is of other disks.
     """
-    from insula.storage.chain import frozen_name
-
     try:
-        return all(
-            (directory / frozen_name(disk.file, tag)).samefile(template / frozen_name(disk.file, tag))
-            for disk in disks_of(machine, "image")
-        )
+        layers = template_layers(machine, key).values()
+        return all((directory / layer).samefile(template / layer) for layer in layers)
     except FileNotFoundError:
         return False
 

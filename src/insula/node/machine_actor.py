@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 # Seconds between questions for the guest's addresses until it has some: DHCP takes its time after the agent.
 ADDRESS_INTERVALS = (0.5, 1, 2, 4, 8, 15, 30, 60, 60, 60)
 AGENT_ANSWER = 10.0  # seconds for an agent whose port is open to answer
+# The verbs in whose course a process ends because somebody wanted so.
+_ENDING = ("stop", "restart", "kill", "rm", "suspend", "snapshot-restore")
 
 
 class GivenUp(Bug):
@@ -91,7 +93,7 @@ class MachineActor(Actor):
             seat=self.seat,
             attach=self.attach,
         )
-        self._asked_to_end = operation.verb in ("stop", "restart", "kill", "rm")
+        self._asked_to_end = operation.verb in _ENDING
         backwards: InsulaError | None = None
         if operation.recovered and operation.cancel_requested:
             backwards = Cancelled(f"The operation '{operation.verb}' was cancelled and undone.")
@@ -222,7 +224,7 @@ class MachineActor(Actor):
         if evidence is None:
             evidence = self._lost(seen.process.boot_id if seen.process else None)
         self.rooms.engine.forget(directory)
-        asked = any(verb in ("stop", "restart", "kill", "rm") for verb in busy)
+        asked = any(verb in _ENDING for verb in busy)
         await self.observer.see_end(evidence, asked=asked)
         return f"Machine '{machine.name}' ended while no daemon ran: {self.observer.phase}."
 

@@ -55,6 +55,7 @@ class Node:
 
     def __init__(self, rooms: Rooms) -> None:
         self.rooms = rooms
+        self.snapshots = rooms.snapshots
         self._actors: dict[str, Actor] = {}
         self._crew = Crew(lambda name, error: log.error("%s failed", name, exc_info=error))
 
@@ -215,7 +216,7 @@ class Node:
         return max(PATIENCE, BOOT_PATIENCE - running)
 
     async def open_console(self, uid: str) -> Console:
-        if self._instance(uid).plan.memory.template is not None:
+        if self._instance(uid).plan.memory.wakes:
             # Until a fork is itself, what is typed into it would be done by its template.
             await self.rooms.store.wait(
                 Observation, uid, lambda seen: seen is None or seen.phase is not Phase.STARTING

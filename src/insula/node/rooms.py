@@ -8,6 +8,7 @@ from insula.engine.protocol import Engine
 from insula.kit.paths import Home
 from insula.node.captures import Captures
 from insula.node.procedure import Faults
+from insula.node.snapshots import Snapshots
 from insula.node.templates import Templates
 from insula.storage.images import ImageStore
 from insula.store.protocol import Store
@@ -23,4 +24,5 @@ class Rooms:
     images: ImageStore
     templates: Templates
     captures: Captures
+    snapshots: Snapshots
     faults: Faults = field(default_factory=Faults)

@@ -32,7 +32,7 @@ from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
 from insula.model.template import NAME, Template, TemplateView, as_template, why_not_forked
 from insula.node.disks import disks_of, make_overlays, make_seeds
-from insula.storage.chain import frozen_name
+from insula.storage.chain import name_top
 from insula.storage.images import MANIFEST, ImageStore
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ class Templates:
             await self._bring_to_rest(instance, report)
             await self._engine.freeze(instance)
             for disk in disks_of(common, "image"):
-                (directory / disk.file).rename(directory / frozen_name(disk.file, key))
+                name_top(directory, disk.file, key)
             template = Template(
                 key=key,
                 image=common.image,

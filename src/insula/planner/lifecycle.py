@@ -1,6 +1,6 @@
 """May this verb be done to this machine now? One table for control and for the machine's actor.
 
-verb \\ phase   created  starting  running  paused  stopping  stopped  crashed
+verb \\ phase   created  starting  running  paused  stopping  stopped  crashed  (suspended: see below)
 start          accept   refuse    refuse   refuse  queue     accept   accept
 stop           refuse   pre-empt  accept   accept  join      refuse   refuse
 restart        accept   queue     accept   accept  queue     accept   accept
@@ -12,6 +12,12 @@ attach         accept   queue     accept   accept  refuse    accept   accept
 volume-resize  accept   queue     accept   accept  refuse    accept   accept
 detach         accept   queue     accept   refuse  refuse    accept   accept
 fork           accept   queue     accept   accept  queue     accept   accept
+suspend        refuse   queue     accept   accept  refuse    refuse   refuse
+snapshot-...   accept   queue     accept   accept  queue     accept   accept
+
+A suspended machine may be started, removed, and restored to a snapshot, of which it also may lose some; what
+would change its disks is refused, for its memory is of them as they are. `merge`, which nobody waits for,
+gives way to everything.
 """
 
 from __future__ import annotations
@@ -114,6 +120,7 @@ _PREEMPTS = {
 }
 _JOINS = {"stop", "kill", "rm"}
 _ENDED = (Phase.CREATED, Phase.STOPPED, Phase.CRASHED)
+_UNSETTLED = (Phase.STARTING, Phase.STOPPING)
 
 
 def judge(verb: str, now: Situation) -> Verdict:
@@ -144,11 +151,13 @@ def _judge_busy(verb: str, busy: str, now: Situation) -> Verdict:
         )
     if verb == "rm" and not now.force and now.phase.has_process:
         return _still_running(now)
+    if busy == "merge":
+        return JOIN if verb == "merge" else PREEMPT
     return PREEMPT if busy in _PREEMPTS.get(verb, ()) else QUEUE
 
 
 def _start(now: Situation) -> Verdict:
-    if now.phase in _ENDED:
+    if now.phase in (*_ENDED, Phase.SUSPENDED):
         return ACCEPT
     if now.phase is Phase.PAUSED:
         hint = f"Let it go on: insula resume {now.name}"
@@ -195,6 +204,8 @@ def _settled(what: str, *phases: Phase) -> Rule:
     def rule(now: Situation) -> Verdict:
         if now.phase in (*_ENDED, *phases):
             return ACCEPT
+        if now.phase is Phase.SUSPENDED:
+            return _wants_its_disks(now)
         paused = now.phase is Phase.PAUSED
         return _refuse(
             WrongPhase(
@@ -226,12 +237,45 @@ def _refuse(error: InsulaError) -> Verdict:
     return Verdict("refuse", error)
 
 
-def _fork(now: Situation) -> Verdict:
-    return QUEUE if now.phase in (Phase.STARTING, Phase.STOPPING) else ACCEPT
+def _wants_its_disks(now: Situation) -> Verdict:
+    return _refuse(
+        WrongPhase(
+            f"Machine '{now.name}' is suspended, and its memory is of its disks as they are.",
+            hint=f"Let it go on first: insula start {now.name}",
+        )
+    )
+
+
+def _keeps_moment(now: Situation) -> Verdict:
+    """Forks and snapshots want a machine that stands, or goes on, by itself."""
+    if now.phase is Phase.SUSPENDED:
+        return _wants_its_disks(now)
+    return QUEUE if now.phase in _UNSETTLED else ACCEPT
+
+
+def _restore(now: Situation) -> Verdict:
+    return QUEUE if now.phase in _UNSETTLED else ACCEPT
+
+
+def _suspend(now: Situation) -> Verdict:
+    if now.phase is Phase.STARTING:
+        return QUEUE
+    if now.phase in (Phase.RUNNING, Phase.PAUSED):
+        return ACCEPT
+    return _refuse(
+        NotRunning(
+            f"Cannot suspend machine '{now.name}': it is {now.phase}.",
+            hint=f"See: insula info {now.name}",
+        )
+    )
 
 
 _RULES = {
-    "fork": _fork,
+    "fork": _keeps_moment,
+    "snapshot-create": _keeps_moment,
+    "snapshot-restore": _restore,
+    "suspend": _suspend,
+    "merge": _keeps_moment,
     "start": _start,
     "stop": _needs_process("stop"),
     "kill": _needs_process("kill"),

@@ -8,7 +8,18 @@ from fastapi import FastAPI
 from pydantic import TypeAdapter
 
 from insula.control.control import Control
-from insula.server import daemon, events, host, images, machines, operations, templates, verbs, volumes
+from insula.server import (
+    daemon,
+    events,
+    host,
+    images,
+    machines,
+    operations,
+    snapshots,
+    templates,
+    verbs,
+    volumes,
+)
 from insula.server.desk import Desk
 from insula.server.gate import Gate
 from insula.server.handlers import install_handlers
@@ -26,6 +37,7 @@ Errors are `application/problem+json`. Verbs answer with an *operation*: 202 at 
 
 _TAGS = [
     {"name": "machines", "description": "Machines and the verbs on them."},
+    {"name": "snapshots", "description": "What machines were at one moment, and can be again."},
     {"name": "volumes", "description": "Disks that outlive machines."},
     {"name": "operations", "description": "What was asked for and how far it is."},
     {"name": "images", "description": "What machines are made from."},
@@ -65,7 +77,7 @@ def create_app(control: Control, info: DaemonInfo) -> FastAPI:
     app.state.desk = Desk(control, info)
     app.add_middleware(Gate, daemon=info)
     install_handlers(app)
-    for room in (machines, verbs, volumes, operations, images, templates, events, host, daemon):
+    for room in (machines, verbs, snapshots, volumes, operations, images, templates, events, host, daemon):
         app.include_router(room.router)
     app.router.routes.extend(ROUTES)
     return app

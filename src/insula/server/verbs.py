@@ -1,4 +1,5 @@
-"""The verbs on a machine: start, stop, restart, reset, pause, resume, kill, rename, fork, attach, detach."""
+"""The verbs on a machine: start, stop, restart, reset, pause, resume, suspend, kill, rename, fork, attach,
+detach."""
 
 from __future__ import annotations
 
@@ -20,6 +21,12 @@ router = APIRouter(prefix="/v1/projects/{project}/machines/{name}", tags=["machi
 
 class NoParameters(Value):
     """Nothing can be said of this verb."""
+
+
+class StartParameters(Value):
+    """cold: boot a machine that is suspended, and lose the memory that was saved of it."""
+
+    cold: bool = False
 
 
 class StopParameters(Value):
@@ -95,11 +102,24 @@ def _add_simple(verb: str, description: str) -> None:
     )
 
 
-_add_simple("start", "Start the machine; done once the guest's processors run.")
 _add_simple("reset", "Press the reset button: the guest starts again without being asked.")
 _add_simple("pause", "Hold the guest's processors; its memory stays.")
 _add_simple("resume", "Let the guest's processors go on.")
+_add_simple("suspend", "Save the machine's memory and end it; `start` lets it go on from there.")
 _add_simple("kill", "End the machine at once, like pulling the plug.")
+
+
+@router.post("/start", operation_id="start_machine", response_model=None, responses=verb_responses(412))
+async def start_machine(
+    request: Request,
+    project: str,
+    name: str,
+    body: Annotated[StartParameters | None, Body()] = None,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Start the machine; done once the guest's processors run. One that is suspended goes on where it was."""
+    return await _submit(request, "start", body, wait, if_match)
 
 
 @router.post("/stop", operation_id="stop_machine", response_model=None, responses=verb_responses(412))

@@ -1,61 +1,124 @@
-"""Disks that several machines stand on: frozen files, by the same names in the directory of each.
+"""Disks that several machines stand on: frozen layers, by the same names in the directory of each.
 
-    disk0.qcow2 ──freeze──> disk0-TAG.qcow2 (never written again)
-                            disk0.qcow2 (new, empty, stands on it)
+    disk0.qcow2 -> disk0-a.qcow2  ──freeze──>  disk0.qcow2 -> disk0-b.qcow2 (new, empty, stands on it)
+                                               disk0-a.qcow2 (never written again)
 
-A frozen file has a name that no other has, its backing file is named relatively, and every machine that
-stands on it has a hard link to each file of the chain. So a file stays exactly as long as some machine needs
-it, whatever is removed, and nobody need count; and a machine's directory has all that it needs.
+A layer has a name that no other has (`layers`), its backing file is named relatively, and every machine,
+template or snapshot that stands on it has a hard link to each layer below. So a file stays exactly as long as
+somebody needs it, whatever is removed, and nobody need count; and each directory has all that it needs.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 from pathlib import Path
 
+from insula.storage.layers import layers_below, read_layer, top_name
 from insula.storage.volumes import create_overlay
 
 
-def frozen_name(file: str, tag: str) -> str:
-    """What a disk's file is called once it was frozen. tag: unlike any other's, [0-9a-z]."""
+def layer_name(file: str, tag: str) -> str:
+    """What a layer of a disk is called. tag: unlike any other's, [0-9a-z]."""
     path = Path(file)
     return f"{path.stem}-{tag}{path.suffix}"
 
 
-async def freeze(directory: Path, file: str, tag: str, size: int) -> None:
-    """From now on whoever opens the disk writes into a new file that stands on the frozen one.
+def new_tag() -> str:
+    """One that nothing has."""
+    return secrets.token_hex(6)
 
-    Who has it open already goes on in what is now the frozen file, until it is told otherwise. Should the
-    host end before, nothing is lost: the new file is empty and shows all that was written. tag: never used
-    before. Raises FileExistsError for one that was, and what create_overlay does; the disk is then as it was.
+
+def settle(directory: Path, file: str) -> str:
+    """The name for good of the disk's top, which it is given here if it has not got one.
+
+    To be asked before anybody opens the disk. Raises OSError.
     """
-    frozen = directory / frozen_name(file, tag)
-    fresh = directory / f".{file}.new"
-    os.link(directory / file, frozen)
-    try:
-        fresh.unlink(missing_ok=True)
-        await create_overlay(fresh, frozen, "qcow2", size, beside=True)
-    except BaseException:
-        frozen.unlink(missing_ok=True)
-        raise
-    fresh.replace(directory / file)
+    name = top_name(directory, file)
+    if name == file:
+        name = layer_name(file, new_tag())
+        os.link(directory / file, directory / name)
+        point(directory, file, name)
+    return name
 
 
-def link(source: Path, target: Path, file: str) -> None:
-    """Give another directory all frozen files that the disk may stand on. Done again, it changes nothing."""
-    path = Path(file)
-    for frozen in source.glob(f"{path.stem}-*{path.suffix}"):
-        if not (target / frozen.name).exists():
-            os.link(frozen, target / frozen.name)
+async def freeze(directory: Path, file: str, tag: str) -> str:
+    """From now on whoever opens the disk writes into a new layer on the one that is its top now.
 
-
-async def fork(source: Path, target: Path, file: str, tag: str, size: int) -> None:
-    """A disk in `target` that begins as the one frozen under the tag in `source`; one there is kept.
-
-    Raises FileNotFoundError when the frozen one is gone.
+    Returns the name of the frozen one. Who has it open already goes on in it, until told otherwise. Should
+    the host end before, nothing is lost: the new layer is empty and shows all that was written. tag: of the
+    new layer; never used before. Raises FileExistsError for one that was, and what create_overlay does; the
+    disk is then as it was.
     """
-    link(source, target, file)
-    if not (target / frozen_name(file, tag)).exists():
-        raise FileNotFoundError(target / frozen_name(file, tag))
+    frozen = settle(directory, file)
+    fresh = layer_name(file, tag)
+    size = read_layer(directory / frozen).size_bytes
+    await create_overlay(directory / fresh, directory / frozen, "qcow2", size, beside=True)
+    point(directory, file, fresh)
+    return frozen
+
+
+def thaw(directory: Path, file: str, tag: str) -> None:
+    """Take back a freeze whose new layer nobody has opened. Done again, it changes nothing."""
+    fresh = directory / layer_name(file, tag)
+    if not fresh.exists():
+        return
+    below = read_layer(fresh).backing
+    if top_name(directory, file) == fresh.name and below is not None:
+        point(directory, file, below)
+    fresh.unlink()
+
+
+def link(source: Path, target: Path, name: str) -> None:
+    """Give another directory the layer `name` and all it stands on. Done again, it changes nothing."""
+    for layer in layers_below(source, name):
+        with contextlib.suppress(FileExistsError):
+            os.link(source / layer.name, target / layer.name)
+
+
+async def fork(source: Path, target: Path, file: str, name: str) -> None:
+    """A disk in `target` that begins as the layer `name` of `source`; one there is kept.
+
+    Raises FileNotFoundError when that layer is gone.
+    """
+    link(source, target, name)
     if not (target / file).exists():
-        await create_overlay(target / file, target / frozen_name(file, tag), "qcow2", size, beside=True)
+        size = read_layer(target / name).size_bytes
+        await create_overlay(target / file, target / name, "qcow2", size, beside=True)
+
+
+def name_top(directory: Path, file: str, tag: str) -> None:
+    """The disk of a template that has ended is known by its layer alone, under that tag.
+
+    Done again, it changes nothing.
+    """
+    named = directory / layer_name(file, tag)
+    if not named.exists():
+        (directory / settle(directory, file)).rename(named)
+    (directory / file).unlink(missing_ok=True)
+
+
+def sweep(directory: Path, file: str, *kept: str) -> None:
+    """Remove the layers of a disk that neither its top nor those of `kept` stand on."""
+    tops = [top_name(directory, file)] if (directory / file).exists() else []
+    needed = {layer.name for top in (*tops, *kept) for layer in layers_below(directory, top)}
+    path = Path(file)
+    for layer in directory.glob(f"{path.stem}-*{path.suffix}"):
+        if layer.name not in needed:
+            layer.unlink()
+
+
+def point(directory: Path, file: str, name: str) -> None:
+    """From now on the disk is the layer of that name, on which nobody may stand. Idempotent."""
+    if top_name(directory, file) == name:
+        return
+    temporary = directory / f".{file}.new"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    temporary.replace(directory / file)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

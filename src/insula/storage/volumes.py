@@ -63,7 +63,7 @@ async def create_empty(path: Path, size: int, name: str) -> None:
         _publish(new, path)
     except BaseException as error:
         new.unlink(missing_ok=True)
-        if _says_full(error):
+        if says_full(error):
             raise disk_full(path, OVERLAY_BYTES, what) from error
         raise
 
@@ -92,7 +92,7 @@ async def copy_whole(source: Path, path: Path, name: str, report: Report) -> Non
         _publish(new, path)
     except BaseException as error:
         new.unlink(missing_ok=True)
-        if _says_full(error):
+        if says_full(error):
             raise disk_full(path, needed, what) from error
         raise
 
@@ -112,7 +112,7 @@ async def grow(path: Path, size: int, name: str) -> None:
             env={**os.environ, **_ENVIRONMENT},
         )
     except BaseException as error:
-        if _says_full(error):
+        if says_full(error):
             raise disk_full(path, OVERLAY_BYTES, what) from error
         raise
 
@@ -169,7 +169,8 @@ def _fraction(line: str) -> float | None:
         return None
 
 
-def _says_full(error: BaseException) -> bool:
+def says_full(error: BaseException) -> bool:
+    """Whether a tool failed for want of space."""
     return isinstance(error, CommandFailed) and _is_full(str(error.evidence.get("stderr", "")))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,9 @@ import pytest
 import insula.storage
 from insula.engine.agent.insula import InsulaAgent, connect
 
+# No agent that runs on this host can freeze its file systems, whatever it is told: see fakefreeze.c.
+FAKE_FREEZE = Path(__file__).with_name("fakefreeze.c")
+HARMLESS = ('-DMOUNTINFO=getenv("FREEZE_MOUNTS")', "-Wl,--wrap=ioctl")
 SOURCE = Path(insula.storage.__path__[0]) / "agent" / "insula-agent.c"
 RELEASE = ("-O2", "-static")
 SANITIZED = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -23,7 +27,8 @@ def build_agent(directory: Path, options: tuple[str, ...]) -> Path:
     if compiler is None:
         pytest.skip("no C compiler: install gcc and libc6-dev")
     program = directory / "insula-agent"
-    command = [compiler, *options, "-Wall", "-Wextra", "-Werror", "-o", str(program), str(SOURCE)]
+    strict = ("-Wall", "-Wextra", "-Werror")
+    command = [compiler, *options, *HARMLESS, *strict, "-o", str(program), str(SOURCE), str(FAKE_FREEZE)]
     built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if built.returncode != 0 and "-fsanitize" in " ".join(options) and "cannot find" in built.stderr:
         pytest.skip("this compiler has no sanitizer libraries")
@@ -46,6 +51,10 @@ class Guest:
 
     def __init__(self, program: Path, directory: Path, *options: str) -> None:
         self.socket = directory / "agent.sock"
+        self.mounts = directory / "mountinfo"
+        self.mounts.touch()
+        self.freeze_log = directory / "freeze.log"
+        places = {"FREEZE_MOUNTS": str(self.mounts), "FREEZE_LOG": str(self.freeze_log)}
         self._stderr: list[bytes] = []
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self.socket))
@@ -55,6 +64,7 @@ class Guest:
                 [program, *options, "--fd", str(descriptor)],
                 pass_fds=(descriptor,),
                 stderr=subprocess.PIPE,
+                env={**os.environ, **places},
                 start_new_session=True,
             )
 

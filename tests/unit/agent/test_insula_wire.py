@@ -146,6 +146,8 @@ async def test_malformed_frames_are_named_and_survived(sanitized_guest: Guest) -
             wire.encode_frame(FrameType.EXEC, 1, u32(0) * 3 + u32(1) + u32(2**31), SEAL), "malformed EXEC",
         ),
         "shutdown": (wire.encode_frame(FrameType.SHUTDOWN, 1, b"\x07", SEAL), "malformed SHUTDOWN"),
+        "freeze": (wire.encode_frame(FrameType.FREEZE, 1, b"\x07", SEAL), "malformed FREEZE"),
+        "freeze for no time": (wire.encode_frame(FrameType.FREEZE, 1, u32(0), SEAL), "malformed FREEZE"),
         "unknown type": (wire.encode_frame(FrameType.EXIT, 1, b"", SEAL), "unknown frame type"),
     }  # fmt: skip
     for what, (data, said) in bad.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import pytest
 
 from insula.engine.agent import wire
 from insula.engine.agent.insula import InsulaAgent, connect
-from insula.engine.agent.protocol import Identity, Renewal, capture
+from insula.engine.agent.protocol import AgentCannot, Identity, Renewal, capture
 from insula.engine.agent.wire import FrameType
 from tests.unit.agent.test_insula_wire import SEAL, raw_session, read_refusal
 
@@ -79,6 +80,18 @@ async def test_a_guest_becomes_somebody_else_and_says_what_it_could_not(forked: 
     assert Path("/proc/sys/kernel/hostname").read_text() == host
 
 
+async def test_a_guest_that_goes_on_as_itself_keeps_its_identity(forked: Guest) -> None:
+    agent = await connect(forked.socket, timeout=10)
+    assert await agent.refresh() == Renewal((), (("random", REFUSED), ("clock", REFUSED)))
+    assert await said(agent, "hostname; cat /etc/hostname /etc/machine-id") == "template\ntemplate\nfrozen\n"
+    assert MAC in await said(agent, "ip link show card")
+    old = wire.CAN_RENEW | 3
+    agent.hello = replace(agent.hello, capabilities=old)
+    with pytest.raises(AgentCannot, match="random numbers and clock alone"):
+        await agent.refresh()
+    await agent.close()
+
+
 async def test_a_card_that_is_not_there_is_told(forked: Guest) -> None:
     agent = await connect(forked.socket, timeout=10)
     told = await agent.renew(Identity("web", NEW_ID, (("02:00:00:00:00:0a", "02:00:00:00:00:0b"),)))
@@ -100,6 +113,7 @@ def malformed() -> dict[str, bytes]:
         "half a card": whole[:-1],
         "more than is known": whole + b"\0",
         "no hostname": wire.encode_renew(Identity("", NEW_ID), b"e" * 32, 1),
+        "no machine-id": wire.encode_renew(Identity("web", ""), b"e" * 32, 1),
         "too many cards": whole[:cards] + b"\xff\xff\0\0" + whole[cards + 4 :],
     }
 

@@ -13,7 +13,10 @@ from insula.engine.agent.protocol import (
     AgentSilent,
     ExitStatus,
     GuestCommandNotFound,
+    GuestFailed,
+    GuestFrozen,
     GuestRefused,
+    Renewal,
     capture,
 )
 from insula.engine.fake import FakeEngine, FakeMachine, Script, World
@@ -103,6 +106,34 @@ async def test_what_the_guest_refuses(bench: FakeBench) -> None:
         await agent.exec(["nonsense"])
     with pytest.raises(GuestRefused):
         await agent.exec(["true"], user="nobody")
+
+
+async def test_file_systems_at_rest(bench: FakeBench) -> None:
+    instance = await running(bench)
+    agent = await instance.agent(timeout=1)
+    disks = bench.guest.file_systems
+    disks.count = 2
+    assert await agent.freeze(10) == 2
+    for refused in (agent.exec(["true"]), agent.shutdown("poweroff"), agent.refresh(), agent.freeze(10)):
+        with pytest.raises(GuestFrozen):
+            await refused
+    assert await agent.ping(1)
+    assert (await agent.thaw(), await agent.thaw()) == (2, 0)
+    assert await agent.freeze(10) == 2
+    disks.go_on()
+    assert await agent.thaw() == 0
+    assert await agent.freeze(10) == 2
+    await agent.close()
+    assert disks.log == [
+        *("freeze", "thaw", "thaw"),
+        *("freeze", "thaw by itself", "thaw"),
+        *("freeze", "thaw by itself"),
+    ]
+    disks.fails = "Input/output error"
+    again = await instance.agent(timeout=1)
+    with pytest.raises(GuestFailed, match="Input/output error"):
+        await again.freeze(10)
+    assert await again.refresh() == Renewal(("random", "clock"))
 
 
 async def test_the_agent_comes_when_told(bench: FakeBench) -> None:

@@ -99,6 +99,8 @@ def _sibling(parent: Machine, name: str) -> Machine:
         cloud_init=None if parent.cloud_init is None else parent.cloud_init.changed(hostname=None),
         power=Power.OFF,
         removing=False,
+        snapshot=None,
+        unmerged=False,
     )
 
 
@@ -111,7 +113,9 @@ def conclude(desk: Desk, operation: Operation, succeeded: bool) -> Conclusion:
     outcome = dict(operation.outcome or {})
     live = bool(outcome.pop("live"))
     cards = outcome.pop("cards")
-    changes: list[Change] = []
+    # Each fork of a machine that runs leaves a layer below its disks.
+    deep = outcome.pop("deep", False)
+    changes: list[Change] = [*desk.change_machine(operation.target, unmerged=True)] if deep else []
     machines = []
     for sibling in siblings:
         own = [device.mac for device in sibling.devices if isinstance(device, Nic)]

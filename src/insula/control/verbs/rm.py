@@ -1,11 +1,16 @@
-"""rm: the machine and all it has are to go; that is the consent which only a user's operation can give."""
+"""rm: the machine and all it has, its snapshots too, are to go.
+
+Asking for it is the consent, which only a user's operation can give.
+"""
 
 from __future__ import annotations
 
 from insula.control.desk import NOTHING, Conclusion, Desk, Intent
 from insula.control.request import VerbRequest
+from insula.control.snapshots import snapshots_of
 from insula.model.machine import Machine, Power
 from insula.model.operation import Operation
+from insula.model.snapshot import Snapshot
 from insula.store.protocol import Delete
 
 
@@ -21,4 +26,5 @@ def conclude(desk: Desk, operation: Operation, succeeded: bool) -> Conclusion:
     if not succeeded:
         return Conclusion(tuple(desk.change_machine(operation.target, removing=False)))
     gone = desk.event("machine.removed", stored.document)
-    return Conclusion((Delete(Machine, operation.target),), (gone,))
+    kept = (Delete(Snapshot, snapshot.document.uid) for snapshot in snapshots_of(desk, operation.target))
+    return Conclusion((Delete(Machine, operation.target), *kept), (gone,))

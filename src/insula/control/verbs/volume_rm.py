@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from insula.control.desk import NOTHING, Conclusion, Desk, Intent
 from insula.control.request import VerbRequest
+from insula.control.snapshots import refuse_kept_volume
 from insula.control.volumes import find_volume, refuse_busy, refuse_use, untouched, volume_operation
 from insula.model.operation import Operation
 from insula.model.volume import Volume
@@ -11,10 +12,11 @@ from insula.store.protocol import Delete
 
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
-    """Raises VolumeNotFound, VolumeInUse, VolumeBusy."""
+    """Raises VolumeNotFound, VolumeInUse, VolumeBusy, VolumeInSnapshot."""
     stored = find_volume(desk, request.project, request.name)
     refuse_use(desk, stored.document, "remove")
     refuse_busy(desk, stored.document)
+    refuse_kept_volume(desk, stored.document.uid, stored.document.name)
     return Intent(volume_operation(request, stored.document), (untouched(stored),))
 
 

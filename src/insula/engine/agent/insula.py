@@ -19,9 +19,11 @@ from pathlib import Path
 from insula.engine.agent import wire
 from insula.engine.agent.port import Port, open_port
 from insula.engine.agent.protocol import (
+    FREEZE_MOST,
     AgentBusy,
     AgentCannot,
     AgentLost,
+    AgentSilent,
     ExitStatus,
     GuestFailed,
     GuestInfo,
@@ -32,6 +34,7 @@ from insula.engine.agent.protocol import (
     StreamName,
     command_not_executable,
     command_not_found,
+    frozen,
     silent,
 )
 from insula.engine.agent.stream import CommandStream
@@ -194,10 +197,34 @@ class InsulaAgent:
         await self._request(FrameType.SHUTDOWN, bytes([_MODES[mode]]), ANSWER_TIMEOUT)
 
     async def renew(self, identity: Identity) -> Renewal:
-        if not self.hello.capabilities & wire.CAN_RENEW:
-            raise AgentCannot(
-                "The agent in this guest cannot renew its identity.", hint="Build the guest's image anew."
-            )
+        self._require(wire.CAN_RENEW, "renew its identity")
+        return await self._renew(identity)
+
+    async def refresh(self) -> Renewal:
+        self._require(wire.CAN_REFRESH, "renew its random numbers and clock alone")
+        return await self._renew(None)
+
+    async def freeze(self, timeout: float) -> int:
+        self._require(wire.CAN_FREEZE, "freeze its file systems")
+        span = min(timeout, FREEZE_MOST)
+        payload = wire.encode_number(max(1, round(span * 1000)))
+        try:
+            return wire.decode_number(await self._request(FrameType.FREEZE, payload, span + ANSWER_TIMEOUT))
+        except (AgentSilent, asyncio.CancelledError):
+            self._last_id += 1
+            self.post(FrameType.THAW, self._last_id)  # nobody will ask for it, should it succeed yet
+            raise
+
+    async def thaw(self) -> int:
+        if not self.hello.capabilities & wire.CAN_FREEZE:
+            return 0  # it has frozen nothing
+        return wire.decode_number(await self._request(FrameType.THAW, b"", ANSWER_TIMEOUT))
+
+    def _require(self, capability: int, what: str) -> None:
+        if not self.hello.capabilities & capability:
+            raise AgentCannot(f"The agent in this guest cannot {what}.", hint="Build the guest's image anew.")
+
+    async def _renew(self, identity: Identity | None) -> Renewal:
         payload = wire.encode_renew(identity, secrets.token_bytes(ENTROPY_BYTES), time.time_ns())
         results = wire.decode_renewed(await self._request(FrameType.RENEW, payload, ANSWER_TIMEOUT))
         told = [(name, number) for name, number in results if name != "hook"]
@@ -345,6 +372,15 @@ def _refusal_error(
                 "The guest agent runs as many commands as it can.",
                 hint="Wait until one has ended.",
                 retry_after=1.0,
+            )
+        case Reason.FROZEN:
+            return frozen()
+        case Reason.FILE_SYSTEM:
+            why = os.strerror(refusal.errno)
+            return GuestFailed(
+                f"The guest could not {argv[0]} its file system '{refusal.text}': {why}.",
+                hint="See what the guest's kernel says of it: insula exec MACHINE -- dmesg.",
+                evidence={"file_system": refusal.text, "guest_error": why},
             )
         case Reason.UNSUPPORTED:
             return AgentCannot(

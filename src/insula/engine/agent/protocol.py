@@ -4,6 +4,7 @@ Unavailable
 ├── AgentSilent                nobody answered in time
 ├── AgentLost                  the connection ended while a command ran
 ├── AgentBusy                  too many commands at once in this guest
+├── GuestFrozen                its file systems are at rest, and nothing is begun that would write to them
 └── GuestFailed                the guest could not do it: out of processes, of memory, of disk
 Invalid
 ├── GuestCommandNotFound       exit status 127, as in a shell
@@ -24,6 +25,7 @@ from insula.kit.units import format_duration
 
 StreamName = Literal["stdout", "stderr"]
 ShutdownMode = Literal["poweroff", "reboot"]
+FREEZE_MOST = 60.0  # seconds a guest is frozen at most: its services wait meanwhile, some with a watchdog
 
 
 class AgentSilent(Unavailable):
@@ -42,6 +44,12 @@ class AgentBusy(Unavailable):
     """The guest agent runs as many commands as it can."""
 
     code = "agent-busy"
+
+
+class GuestFrozen(Unavailable):
+    """The guest's file systems are at rest for a moment, and nothing that would write is begun."""
+
+    code = "guest-frozen"
 
 
 class GuestFailed(Unavailable):
@@ -193,7 +201,7 @@ class Agent(Protocol):
         """Start a command: argv[0] is looked up in the guest's PATH, env is added, user is a name or a uid.
 
         Without cwd it starts in the user's home. Raises GuestCommandNotFound, GuestCommandNotExecutable,
-        GuestRefused, GuestFailed, AgentBusy, AgentCannot, AgentSilent, AgentLost.
+        GuestRefused, GuestFailed, GuestFrozen, AgentBusy, AgentCannot, AgentSilent, AgentLost.
         """
 
     async def info(self) -> GuestInfo:
@@ -206,6 +214,32 @@ class Agent(Protocol):
         """Give the guest fresh random numbers and the host's time, then another identity.
 
         Raises AgentCannot for an agent that cannot do it.
+        """
+
+    async def refresh(self) -> Renewal:
+        """Give a guest that goes on from a saved memory, as itself, fresh random numbers and the host's time.
+
+        Its host name, machine-id and MACs stay as they are. Raises AgentCannot for an agent that cannot do
+        it; what a guest could do only in part is in `failed`.
+        """
+
+    async def freeze(self, timeout: float) -> int:
+        """Write out and bring to rest every mounted file system of a block device; how many are frozen.
+
+        Those that cannot be frozen (tmpfs, FAT) do not count, and 0 is no error. If one fails, none stays
+        frozen. Until `thaw`, whoever writes in the guest waits, and exec, shutdown, renew, refresh and freeze
+        raise GuestFrozen. The guest goes on by itself after `timeout` seconds of its time, FREEZE_MOST at
+        most, and when this connection ends (the QEMU guest agent only with our help: qga_freeze). So a copy
+        of its disks is consistent only if `thaw` then says as many as were frozen.
+
+        Raises GuestFailed (it names the file system and the reason), GuestFrozen, AgentCannot, AgentSilent
+        and AgentLost.
+        """
+
+    async def thaw(self) -> int:
+        """Let all frozen file systems go on; how many still were frozen. May be called at any time.
+
+        Raises GuestFailed, AgentCannot, AgentSilent, AgentLost.
         """
 
     async def ping(self, timeout: float) -> bool:
@@ -243,6 +277,17 @@ def silent(what: str, waited: float, cause: BaseException | None = None) -> Agen
         f"{what} gave no answer in {format_duration(waited)}.",
         hint="The guest may be booting, be paused, or not run the agent; its console shows: insula logs.",
         evidence={"waited_seconds": round(waited, 3)},
+        retry_after=1.0,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def frozen(cause: BaseException | None = None) -> GuestFrozen:
+    """The GuestFrozen for something that would write to file systems which are at rest."""
+    error = GuestFrozen(
+        "The guest's file systems are frozen.",
+        hint="A snapshot is being taken; try again in a moment. They go on by themselves within a minute.",
         retry_after=1.0,
     )
     error.__cause__ = cause

@@ -30,9 +30,12 @@ from insula.engine.agent.protocol import (
     Interface,
     Renewal,
     ShutdownMode,
+    frozen,
     silent,
 )
 from insula.engine.agent.qga_exec import CapturedExec, StreamedExec, exit_status
+from insula.engine.agent.qga_freeze import Freezer
+from insula.engine.agent.qga_refresh import refresh
 from insula.kit.aio import Crew
 from insula.kit.errors import InsulaError, Invalid
 
@@ -60,6 +63,7 @@ class QemuAgent:
         self._streaming = streaming
         self._sessions: set[StreamedExec | CapturedExec] = set()
         self._crew = Crew(lambda name, error: None)  # sessions report their failures to their callers
+        self._freezer = Freezer(self.request, self._crew)
 
     async def exec(
         self,
@@ -73,6 +77,7 @@ class QemuAgent:
         cols: int = 80,
     ) -> ExecSession:
         _check_command(argv, env or {}, tty)
+        self._freezer.refuse_if_frozen()
         session: StreamedExec | CapturedExec
         if self._streaming and await self._has_shell():
             session = StreamedExec(self, argv, env or {}, cwd or "", user or "")
@@ -88,6 +93,7 @@ class QemuAgent:
         return session
 
     async def info(self) -> GuestInfo:
+        self._freezer.refuse_if_frozen()
         name = await self._optional("guest-get-host-name", {})
         system = await self._optional("guest-get-osinfo", {})
         links = await self._optional("guest-network-get-interfaces", [])
@@ -100,6 +106,7 @@ class QemuAgent:
         )
 
     async def shutdown(self, mode: ShutdownMode) -> None:
+        self._freezer.refuse_if_frozen()
         # qemu-ga answers guest-shutdown only to refuse it, so silence is consent: if it was there to hear us.
         await self.request("guest-ping")
         try:
@@ -113,6 +120,17 @@ class QemuAgent:
             hint="Use an image with Insula's agent, or boot the machine instead of forking it.",
         )
 
+    async def refresh(self) -> Renewal:
+        self._freezer.refuse_if_frozen()
+        return await refresh(self)
+
+    async def freeze(self, timeout: float) -> int:
+        """See Agent.freeze. This agent never thaws by itself: only we do, while we live (qga_freeze)."""
+        return await self._freezer.freeze(timeout)
+
+    async def thaw(self) -> int:
+        return await self._freezer.thaw()
+
     async def ping(self, timeout: float) -> bool:
         try:
             await self.request("guest-ping", timeout=timeout)
@@ -121,6 +139,7 @@ class QemuAgent:
         return True
 
     async def close(self) -> None:
+        await self._freezer.close()  # first: what sessions ask at their end would wait for it
         await asyncio.gather(*(session.close() for session in list(self._sessions)))
         await self._crew.close()
         self._lost = self._lost or _lost(None)
@@ -131,22 +150,30 @@ class QemuAgent:
     async def request(self, command: str, *, timeout: float = ANSWER_TIMEOUT, **arguments: Any) -> Any:
         """One request and its answer. Raises AgentSilent, AgentLost, AgentCannot, GuestFailed."""
         message = {"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}
+        answer: dict[str, Any] | None = None
         try:
-            async with asyncio.timeout(timeout), self._lock:
-                if self._lost is not None:
-                    raise _lost(self._lost.__cause__)
-                if self._unsynchronised:
-                    await self._synchronise()
-                self._unsynchronised = True  # until its answer is here, whatever ends us
-                await self._port.send(json.dumps(message).encode() + b"\n")
-                answer = json.loads(await self._read_line())
-                self._unsynchronised = False
+            while answer is None:
+                await self._freezer.wait_until_allowed(command)
+                async with asyncio.timeout(timeout), self._lock:
+                    if not self._freezer.must_wait(command):  # it may have been frozen while we stood in line
+                        answer = await self._ask(message)
         except TimeoutError as error:
             raise silent("The QEMU guest agent", timeout) from error
         except (OSError, ValueError) as error:
             self._lost = _lost(error)
             raise self._lost from error
         return _result(command, answer)
+
+    async def _ask(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        if self._lost is not None:
+            raise _lost(self._lost.__cause__)
+        if self._unsynchronised:
+            await self._synchronise()
+        self._unsynchronised = True  # until its answer is here, whatever ends us
+        await self._port.send(json.dumps(message).encode() + b"\n")
+        answer: dict[str, Any] = json.loads(await self._read_line())
+        self._unsynchronised = False
+        return answer
 
     async def run_shell(self, script: str, *words: str) -> tuple[ExitStatus, str]:
         """Run a short script in the guest's shell; how it ended and what it printed."""
@@ -182,6 +209,10 @@ class QemuAgent:
                 await self._synchronise()
         except (OSError, ValueError) as error:
             raise _lost(error) from error
+
+    async def release(self) -> None:
+        """Thaw the guest if a host before us died while it was frozen."""
+        await self._freezer.release()
 
     async def _synchronise(self) -> None:
         """Again only when the last was taken: otherwise the guest has not opened its port yet."""
@@ -274,6 +305,8 @@ def _result(command: str, answer: Mapping[str, Any]) -> Any:
         return answer["return"]
     error = answer.get("error", {})
     evidence = {"request": command, "guest_error": error.get("desc", "")}
+    if "frozen" in evidence["guest_error"] and error.get("class") == "CommandNotFound":
+        raise frozen()  # "... has been disabled: the agent is in frozen state" (from QEMU 7.1 on)
     if error.get("class") == "CommandNotFound":  # also for a command that the guest's owner has blocked
         raise AgentCannot(
             f"The QEMU guest agent of this guest does not offer '{command}'.",
@@ -306,6 +339,7 @@ async def connect(path: Path, *, timeout: float = 10.0, streaming: bool = True) 
             agent = QemuAgent(await open_port(path), streaming=streaming)
             undo.push_async_callback(agent.close)
             await agent.synchronise()
+            await agent.release()
             undo.pop_all()
     except TimeoutError as error:
         raise silent("The QEMU guest agent", timeout) from error

@@ -25,7 +25,7 @@ _SYNC_REPLY = struct.Struct("<QIIII")
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
 FLAG_TTY = 1
-CAN_RENEW = 4  # capability
+CAN_RENEW, CAN_FREEZE, CAN_REFRESH = 4, 8, 16  # capabilities
 
 
 class FrameType(IntEnum):
@@ -41,6 +41,10 @@ class FrameType(IntEnum):
     SHUTDOWN_REPLY = 8
     RENEW = 9
     RENEW_REPLY = 10
+    FREEZE = 11
+    FREEZE_REPLY = 12
+    THAW = 13
+    THAW_REPLY = 14
     EXEC = 16
     STARTED = 17
     STDIN = 18
@@ -65,6 +69,8 @@ class Reason(IntEnum):
     BUSY = 5
     SYSTEM = 6
     UNSUPPORTED = 7
+    FROZEN = 8
+    FILE_SYSTEM = 9
 
 
 class Malformed(Exception):
@@ -92,7 +98,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An ERROR: reason is a Reason (or a newer number), errno the guest's."""
+    """An ERROR: reason is a Reason (or a newer number), errno the guest's, text words or a mount point."""
 
     reason: int
     errno: int
@@ -164,7 +170,9 @@ def encode_exec(
     return head + words + additions + _string(cwd) + _string(user)
 
 
-def encode_renew(identity: Identity, entropy: bytes, nanoseconds: int) -> bytes:
+def encode_renew(identity: Identity | None, entropy: bytes, nanoseconds: int) -> bytes:
+    """Without an identity: the guest keeps its own."""
+    identity = identity or Identity("", "")
     cards = b"".join(_string(old) + _string(new) for old, new in identity.macs)
     return (
         _U64.pack(nanoseconds)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from insula.model.observation import Phase
 from insula.model.template import NAME
 from insula.node.context import MachineContext
-from insula.node.disks import make_forks, make_overlays, make_seeds
+from insula.node.disks import make_forks, make_overlays, make_seeds, template_layers
 from insula.node.procedure import Step
 from insula.node.procedures import pause, start
 from insula.node.templates import TemplateFailed
@@ -59,12 +59,14 @@ async def make_disks(context: MachineContext) -> None:
     remembered = context.journal.remembered
     key, captured = remembered.get("template"), remembered.get("captured")
     if captured:
-        source, tag = context.rooms.captures.directory(captured), context.rooms.captures.tag(captured)
-        await make_forks(context.machine, source, tag, context.directory, keep_seed=True)
+        captures = context.rooms.captures
+        source, layers = captures.directory(captured), captures.layers(captured)
+        await make_forks(context.machine, source, layers, context.directory, keep_seed=True)
         return
     if key:
         try:
-            await make_forks(context.machine, context.rooms.templates.directory(key), key, context.directory)
+            source, layers = context.rooms.templates.directory(key), template_layers(context.machine, key)
+            await make_forks(context.machine, source, layers, context.directory)
             return
         except FileNotFoundError:
             pass  # it gave way to another one just now: `launch` sees that, and boots

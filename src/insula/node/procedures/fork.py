@@ -12,14 +12,16 @@ from insula.engine.protocol import Memory
 from insula.model.device.nic import Nic
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
+from insula.node.procedures.merge import DEEP, depth
+from insula.node.standing import let_run, remember_running
 
 
 async def capture(context: MachineContext) -> None:
     uid, captures = context.operation.uid, context.rooms.captures
     instance, machine = context.instance, context.machine
-    await context.journal.remember(runs=instance is not None and await instance.state() == "running")
+    await remember_running(context)
     if not captures.is_whole(uid):
-        await _let_run(context)
+        await let_run(context)
         context.progress("Capturing the machine")
         engine = context.rooms.engine
         vessel = engine.plan(
@@ -33,24 +35,17 @@ async def capture(context: MachineContext) -> None:
         try:
             stood = await captures.make(uid, machine, context.directory, instance, vessel)
         finally:
-            await _let_run(context)
+            await let_run(context)
             context.seat.capturing = False
         context.outcome["stood_seconds"] = round(stood, 4)
     cards = [device.mac for device in machine.devices if isinstance(device, Nic)]
     context.outcome.update(live=instance is not None, cards=cards)
-
-
-async def _let_run(context: MachineContext) -> None:
-    """A machine that ran before runs, whatever stopped us or a daemon before us."""
-    instance = context.instance
-    if instance is None or not context.journal.remembered.get("runs"):
-        return
-    if await instance.state() == "paused":
-        await instance.resume()
+    depths = [depth(disk) for disk in context.rooms.snapshots.kept_disks(machine)]
+    context.outcome["deep"] = any(found > DEEP for found in depths)
 
 
 async def undo_capture(context: MachineContext) -> None:
-    await _let_run(context)
+    await let_run(context)
     await context.rooms.captures.remove(context.operation.uid)
 
 

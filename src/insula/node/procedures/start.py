@@ -1,7 +1,7 @@
 """start: prepare the directory, launch the process with its vCPUs standing, let them run.
 
 A fork of a template wakes up as its template. Until it has renewed its identity it stays `starting`, and
-nobody but us may speak to it.
+nobody but us may speak to it. What it wakes up with, if with anything: `waking`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from insula.engine.errors import TemplateGone
-from insula.engine.protocol import OWN_MEMORY, Memory
+from insula.engine.protocol import LaunchPlan
 from insula.kit.clock import utc_now
 from insula.model.observation import Observation, Phase
+from insula.node import suspension
 from insula.node.context import MachineContext
-from insula.node.disks import stand_on
 from insula.node.procedure import Step
 from insula.node.renewal import renew
+from insula.node.waking import begin_resume, find_memory, find_suspended, refresh
 
 
 async def prepare(context: MachineContext) -> None:
@@ -52,9 +53,10 @@ async def launch(context: MachineContext) -> None:
         return
     engine = context.rooms.engine
     facts = await engine.facts()
-    memory = _memory_of(context)
+    memory = find_memory(context)
     try:
         plan = engine.plan(context.placed, context.boot_files(), context.directory, facts, memory)
+        _require_fit(context, plan)
         instance = await engine.launch(plan)
     except TemplateGone:
         if context.is_sibling:
@@ -62,22 +64,16 @@ async def launch(context: MachineContext) -> None:
         # It gave way to another one just now. Its disks stayed, so the machine can boot from them.
         plan = engine.plan(context.placed, context.boot_files(), context.directory, facts)
         instance = await engine.launch(plan)
-    context.seat.waking = plan.memory.template is not None
+    context.seat.waking = plan.memory.wakes
     context.attach(instance)
 
 
-def _memory_of(context: MachineContext) -> Memory:
-    """What the machine wakes up with; for a sibling of one that did not run there is nothing."""
-    remembered = context.journal.remembered
-    if captured := remembered.get("captured"):
-        return (
-            Memory(template=context.rooms.captures.directory(captured)) if remembered["live"] else OWN_MEMORY
-        )
-    if key := remembered.get("template"):
-        template = context.rooms.templates.directory(key)
-        if stand_on(context.machine, template, key, context.directory):
-            return Memory(template=template)
-    return OWN_MEMORY
+def _require_fit(context: MachineContext, plan: LaunchPlan) -> None:
+    """Raises StateDoesNotFit for suspended memory of a machine that is another one by now."""
+    found = find_suspended(context) if plan.memory.saved is not None else None
+    if found is not None and context.operation.verb != "snapshot-restore":
+        hint = f"Boot it without that memory: insula start --cold {plan.name}"
+        suspension.require_fit(found.memory, plan, hint)
 
 
 async def undo_launch(context: MachineContext) -> None:
@@ -99,18 +95,21 @@ async def run(context: MachineContext) -> None:
     instance = context.instance
     if instance is None:
         return
-    forked = instance.plan.memory.template is not None
-    context.seat.waking = forked
+    memory = instance.plan.memory
+    context.seat.waking = memory.wakes
     if await instance.state() != "running":
+        begin_resume(context, instance)
         await instance.resume()
     asked = (utc_now() - context.operation.created).total_seconds()
     context.outcome["running_after_seconds"] = round(asked, 4)
-    if forked:
-        context.outcome["renewed"] = await renew(context, instance)
+    if memory.wakes:
+        told = renew if memory.template is not None else refresh
+        context.outcome["renewed"] = await told(context, instance)
         context.seat.waking = False
+    suspension.remove(context.directory)
     if context.instance is None:
         return  # it has ended again already; its end was seen and is the truth
-    context.outcome["booted"] = "" if forked else _why_booted(context)
+    context.outcome["booted"] = "" if memory.wakes else _why_booted(context)
     seen = context.observer.seen
     await context.observer.see(
         phase=Phase.RUNNING if seen is None or seen.phase is Phase.STARTING else seen.phase,

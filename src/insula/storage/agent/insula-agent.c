@@ -46,8 +46,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "renew.h"
-
 enum {
     VERSION = 1,
     HEADER = 16, /* magic, type, 3 zero bytes, stream, length */
@@ -72,11 +70,12 @@ static const uint32_t MAGIC = 0x534e4989; /* 89 'I' 'N' 'S' on the wire: not tex
 
 enum type {
     SYNC = 1, SYNC_REPLY, PING, PONG, INFO, INFO_REPLY, SHUTDOWN, SHUTDOWN_REPLY, RENEW, RENEW_REPLY,
+    FREEZE, FREEZE_REPLY, THAW, THAW_REPLY,
     EXEC = 16, STARTED, STDIN, STDIN_EOF, STDOUT, STDERR, WINDOW, SIGNAL, RESIZE, EXIT, CLOSE,
     ERROR = 31,
 };
-enum reason { R_PROTOCOL = 1, R_EXEC, R_CWD, R_USER, R_BUSY, R_SYSTEM, R_UNSUPPORTED };
-enum capability { CAN_TTY = 1, CAN_USER = 2, CAN_RENEW = 4 };
+enum reason { R_PROTOCOL = 1, R_EXEC, R_CWD, R_USER, R_BUSY, R_SYSTEM, R_UNSUPPORTED, R_FROZEN, R_FILE_SYSTEM };
+enum capability { CAN_TTY = 1, CAN_USER = 2, CAN_RENEW = 4, CAN_FREEZE = 8, CAN_REFRESH = 16 };
 enum exec_flag { FLAG_TTY = 1 };
 
 struct stream {
@@ -105,6 +104,16 @@ static struct {
     bool no_host;       /* the port is open here, and closed on the host's side */
 } channel = {.listen_fd = -1, .fd = -1, .edge_fd = -1};
 
+/* Who keeps the file systems at rest, see freeze.h. `freezing` until it has said how many, then `at_rest`;
+ * `thawing` from our word to its own that they go on. */
+static struct {
+    enum { IDLE, FREEZING, AT_REST, THAWING } state;
+    int fd;          /* -1 while there is none */
+    int poll;        /* its place in this round's pollfds, or -1 */
+    bool awaited;    /* the host waits for an answer, to `stream` */
+    uint32_t stream;
+} keeper = {.fd = -1, .poll = -1};
+
 static struct stream streams[MAX_STREAMS];
 static uint8_t in_buf[IN_SIZE], out_buf[OUT_SIZE];
 static size_t in_len, out_start, out_len;
@@ -115,6 +124,7 @@ static int shutdown_mode = -1; /* waits for its reply to leave */
 static const char *shutdown_program;
 
 static void session_end(void);
+static void start_thaw(void);
 static void channel_hangup(int error);
 
 static int64_t now_ms(void) {
@@ -128,6 +138,9 @@ static void close_fd(int *fd) {
         close(*fd);
     *fd = -1;
 }
+
+#include "freeze.h"
+#include "renew.h"
 
 static void set_nonblocking(int fd) { fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); }
 
@@ -302,6 +315,8 @@ static void session_end(void) {
     for (size_t i = 0; i < MAX_STREAMS; i++)
         if (streams[i].used)
             hang_up_stream(&streams[i]);
+    keeper.awaited = false;
+    start_thaw();
     in_session = false;
 }
 
@@ -787,7 +802,8 @@ static void put_result(struct writer *w, uint32_t *count, const char *what, int 
     ++*count;
 }
 
-/* All is read before anything is done: half an identity would be nobody's. Random numbers come first: nothing
+/* All is read before anything is done: half an identity would be nobody's. None at all means that the guest goes
+ * on as itself, from a memory that was saved, and only what time has spoiled is renewed. Random numbers come first: nothing
  * that is made of them may be made of what siblings share. */
 static void handle_renew(uint32_t stream, struct reader *p) {
     static char *cards[MAX_CARDS][2];
@@ -808,19 +824,134 @@ static void handle_renew(uint32_t stream, struct reader *p) {
         cards[i][0] = take_string(p);
         cards[i][1] = take_string(p);
     }
-    if (p->bad || p->at != p->end || !*hostname || !*machine_id) {
+    if (p->bad || p->at != p->end || !*hostname != !*machine_id) {
         protocol_error("malformed RENEW");
         return;
     }
     put_result(&w, &count, "random", renew_random(entropy, length));
     put_result(&w, &count, "clock", renew_clock(now));
-    put_result(&w, &count, "hostname", renew_hostname(hostname));
-    put_result(&w, &count, "machine-id", renew_machine_id(machine_id));
+    if (*hostname) {
+        put_result(&w, &count, "hostname", renew_hostname(hostname));
+        put_result(&w, &count, "machine-id", renew_machine_id(machine_id));
+    }
     for (uint32_t i = 0; i < all; i++)
         put_result(&w, &count, "mac", renew_mac(cards[i][0], cards[i][1]));
-    put_result(&w, &count, "hook", access(RENEW_HOOK, X_OK) < 0 ? errno : 0);
+    if (*hostname)
+        put_result(&w, &count, "hook", access(RENEW_HOOK, X_OK) < 0 ? errno : 0);
     store(payload, count, 4);
     frame_end(RENEW_REPLY, stream, (size_t)(w.at - payload));
+}
+
+/* ---- File systems at rest ------------------------------------------------------------------------------ */
+
+static void answer_freezing(enum type type, uint32_t count) {
+    uint8_t payload[4];
+    store(payload, count, 4);
+    send_frame(type, keeper.stream, payload, sizeof payload);
+    keeper.awaited = false;
+}
+
+/* The keeper has none of our descriptors: a command would not see the end of its input, nor a new agent find the
+ * port free. It ends by its own time or with us, whatever signal is sent to all. */
+static _Noreturn void run_keeper(int agent, uint32_t ms) {
+    signal(SIGHUP, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    signal(SIGTERM, SIG_IGN);
+    setsid();
+    for (size_t i = 0; i < MAX_STREAMS; i++)
+        if (streams[i].used)
+            forget_stream(&streams[i]);
+    close_fd(&channel.fd);
+    close_fd(&channel.listen_fd);
+    close_fd(&channel.edge_fd);
+    close_fd(&child_signals);
+    keep_frozen(agent, ms);
+}
+
+static void handle_freeze(uint32_t stream, struct reader *p) {
+    uint32_t ms = take(p, 4);
+    int ends[2];
+    if (p->bad || p->at != p->end || ms == 0) {
+        protocol_error("malformed FREEZE");
+        return;
+    }
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) {
+        send_error(stream, R_SYSTEM, errno, strerror(errno));
+        return;
+    }
+    pid_t pid = fork();
+    if (pid == 0) {
+        close(ends[0]);
+        run_keeper(ends[1], ms < MOST_FROZEN_MS ? ms : MOST_FROZEN_MS);
+    }
+    int error = errno;
+    close(ends[1]);
+    keeper.fd = ends[0];
+    if (pid < 0) {
+        close_fd(&keeper.fd);
+        send_error(stream, R_SYSTEM, error, strerror(error));
+        return;
+    }
+    set_nonblocking(keeper.fd);
+    keeper.state = FREEZING;
+    keeper.awaited = true;
+    keeper.stream = stream;
+}
+
+static void start_thaw(void) {
+    if (keeper.state == IDLE || keeper.state == THAWING)
+        return;
+    if (keeper.awaited)
+        send_error(keeper.stream, R_SYSTEM, ECANCELED, strerror(ECANCELED));
+    shutdown(keeper.fd, SHUT_WR);
+    keeper.awaited = false;
+    keeper.state = THAWING;
+}
+
+static void handle_thaw(uint32_t stream) {
+    start_thaw();
+    keeper.stream = stream;
+    if (keeper.state == IDLE)
+        answer_freezing(THAW_REPLY, 0);
+    else
+        keeper.awaited = true;
+}
+
+/* Requests that write, or that are for a guest whose last freeze is over. */
+static bool needs_thawed(enum type type) {
+    return type == EXEC || type == RENEW || type == SHUTDOWN || type == FREEZE || type == THAW;
+}
+
+/* What the keeper says. Its end without a word is that of one who was killed: then we do its work. */
+static void read_keeper(void) {
+    struct word word;
+    bool freezing = keeper.state == FREEZING;
+    if (!has_room(SMALL))
+        return;
+    ssize_t n = read(keeper.fd, &word, sizeof word);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR))
+        return;
+    if (n == sizeof word && word.kind == W_FROZE && word.count > 0) {
+        if (!freezing)
+            return; /* it has not heard yet that it is to thaw, and does so next */
+        answer_freezing(FREEZE_REPLY, word.count);
+        keeper.state = AT_REST;
+        return;
+    }
+    if (n != sizeof word) {
+        word = thaw_everything();
+        word.error = freezing ? ECHILD : 0;
+    }
+    if (!freezing && (word.kind == W_FAILED || word.kind == W_EXPIRED))
+        word = (struct word){.kind = W_THAWED}; /* they went on before we said so */
+    close_fd(&keeper.fd);
+    keeper.state = IDLE;
+    if (keeper.awaited && word.error)
+        send_error(keeper.stream, *word.path ? R_FILE_SYSTEM : R_SYSTEM, word.error,
+                   *word.path ? word.path : strerror(word.error));
+    else if (keeper.awaited)
+        answer_freezing(freezing ? FREEZE_REPLY : THAW_REPLY, word.count);
+    keeper.awaited = false;
 }
 
 /* ---- Frames from the host ------------------------------------------------------------------------------ */
@@ -833,7 +964,7 @@ static void handle_sync(const uint8_t *payload) {
     session_seal = (uint32_t)load(payload, 4);
     memcpy(reply, payload, 8);
     store(reply + 8, VERSION, 4);
-    store(reply + 12, CAN_TTY | CAN_USER | CAN_RENEW, 4);
+    store(reply + 12, CAN_TTY | CAN_USER | CAN_RENEW | CAN_FREEZE | CAN_REFRESH, 4);
     store(reply + 16, MAX_STREAMS, 4);
     store(reply + 20, STDIN_WINDOW, 4);
     send_frame(SYNC_REPLY, 0, reply, sizeof reply);
@@ -879,6 +1010,10 @@ static void handle_stream_frame(enum type type, struct stream *s, struct reader 
 static void handle_frame(enum type type, uint32_t id, uint8_t *payload, size_t length) {
     struct reader p = {payload, payload + length, false};
     struct stream *s;
+    if (keeper.state != IDLE && needs_thawed(type) && type != THAW) {
+        send_error(id, R_FROZEN, EBUSY, "the file systems are frozen");
+        return;
+    }
     switch (type) {
     case PING:
         send_frame(PONG, id, payload, length);
@@ -891,6 +1026,12 @@ static void handle_frame(enum type type, uint32_t id, uint8_t *payload, size_t l
         break;
     case RENEW:
         handle_renew(id, &p);
+        break;
+    case FREEZE:
+        handle_freeze(id, &p);
+        break;
+    case THAW:
+        handle_thaw(id);
         break;
     case EXEC:
         handle_exec(id, &p);
@@ -937,6 +1078,8 @@ static size_t parse_one(uint8_t *at, size_t left) {
     }
     if (left < HEADER + length + SEAL || (type == SYNC && left < SYNC_FRAME) || !has_room(MAX_FRAME))
         return 0;
+    if (keeper.state == THAWING && needs_thawed((enum type)type))
+        return 0; /* it came after the thaw, and waits for it */
     if (type == SYNC || load(at + HEADER + length, SEAL) != session_seal) {
         protocol_error("wrong seal"); /* a frame cut short by a host that died: the SYNC may be inside it */
         return 1;
@@ -1057,7 +1200,7 @@ static void write_channel(void) {
 
 /* ---- The loop ------------------------------------------------------------------------------------------ */
 
-static struct pollfd polls[2 + 4 * MAX_STREAMS];
+static struct pollfd polls[3 + 4 * MAX_STREAMS];
 static int poll_count;
 
 static int add_poll(int fd, short events) {
@@ -1081,6 +1224,7 @@ static int plan_round(void) {
     } else {
         add_poll(channel.fd, (short)((in_len < IN_SIZE ? POLLIN : 0) | (out_len > 0 ? POLLOUT : 0)));
     }
+    keeper.poll = keeper.fd >= 0 && has_room(SMALL) ? add_poll(keeper.fd, POLLIN) : -1;
     for (struct stream *s = streams; s < streams + MAX_STREAMS; s++) {
         if (!s->used)
             continue;
@@ -1142,6 +1286,8 @@ static _Noreturn void serve(void) {
         if (ready(0))
             reap_children();
         serve_channel();
+        if (ready(keeper.poll))
+            read_keeper();
         parse_input();
         first = (first + 1) % MAX_STREAMS;
         for (size_t i = 0; i < MAX_STREAMS; i++) {

@@ -1,0 +1,155 @@
+"""The layers under a live machine's disks: going on in new ones, and merging those that nobody needs.
+
+    switch   every disk goes on in an empty layer on the one it has, all at one moment (a transaction)
+    merge    a layer takes over what is in those below it, down to one that stays; then it stands on that
+
+Nodes of the block graph are found by the names of their files, which are for good (`DiskSwitch`), so that
+whatever an earlier daemon had done is seen. No reader ever sees anything else through a layer than before: a
+merge may end at any moment, by whatever cause, and is begun again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from insula.engine.errors import EngineLost, EngineRefused, MergeFailed
+from insula.engine.protocol import DiskSwitch
+from insula.kit.aio import Cell
+
+Execute = Callable[..., Awaitable[Any]]
+Report = Callable[[float], None]
+
+_NODE = re.compile(r"(\.[0-9a-f]{8}|-node)$")
+_LOOK = 0.5  # seconds between looks at how far a merge is; its end is told
+
+
+def disk_of_node(node: str) -> str:
+    """The disk's id by its node's name, whatever layer it has gone on in."""
+    return _NODE.sub("", node)
+
+
+async def find_top(execute: Execute, disk: str) -> str | None:
+    """The node that a disk's device stands on now; None when there is no such disk."""
+    for entry in await execute("query-block"):
+        if f"/{disk}/" in f"{entry.get('qdev', '')}/" and "inserted" in entry:
+            return str(entry["inserted"]["node-name"])
+    return None
+
+
+async def switch(execute: Execute, disks: Sequence[DiskSwitch]) -> None:
+    """Have every disk go on in its new layer: all or none. Raises EngineRefused."""
+    present = await nodes_by_file(execute)
+    actions = []
+    for disk in disks:
+        if Path(disk.file).name in present:
+            continue  # an earlier daemon has had it done
+        node = await find_top(execute, disk.id)
+        if node is None:
+            raise EngineRefused(f"The machine has no disk '{disk.id}'.")
+        actions.append(_snapshot(disk, node))
+    if actions:
+        await execute("transaction", actions=actions)
+
+
+def _snapshot(disk: DiskSwitch, node: str) -> dict[str, Any]:
+    data = {
+        "node-name": node,
+        "snapshot-node-name": f"{disk.id}.{secrets.token_hex(4)}",
+        "snapshot-file": disk.file,
+        "format": "qcow2",
+        "mode": "existing",
+    }
+    return {"type": "blockdev-snapshot-sync", "data": data}
+
+
+async def nodes_by_file(execute: Execute) -> dict[str, dict[str, Any]]:
+    """The nodes that understand a format, by the plain names of the files under them."""
+    nodes = await execute("query-named-block-nodes", flat=True)
+    return {Path(str(node["file"])).name: node for node in nodes if node["drv"] != "file"}
+
+
+class Merges:
+    """Merges in one machine, one at a time a disk. ended: the jobs that were told to be over."""
+
+    def __init__(self, name: str, execute: Execute) -> None:
+        self._name = name
+        self._execute = execute
+        self._ended: Cell[frozenset[str]] = Cell(frozenset())
+
+    def hear_ended(self, job: str) -> None:
+        self._ended.set(self._ended.value | {job})
+
+    async def merge(self, disk: str, onto: str, base: str | None, report: Report) -> None:
+        """See `Disks.merge`.
+
+        Raises MergeFailed, EngineLost; the disk is whole then, and can be merged again.
+        """
+        job = f"merge-{disk}"
+        if not await self._is_under_way(job):
+            await self._begin(job, onto, base)
+        try:
+            while not await self._wait_ended(job):
+                report(await self._fraction(job))
+        except asyncio.CancelledError:
+            with contextlib.suppress(EngineLost, EngineRefused):
+                await self._execute("block-job-cancel", device=job, force=True)
+                await self._wait_ended(job)
+            raise
+        node = (await nodes_by_file(self._execute)).get(onto)
+        if node is None or node.get("backing_file") != base:
+            raise MergeFailed(
+                f"The layers of disk '{disk}' of machine '{self._name}' could not be merged.",
+                hint="Is the host's disk full? It is tried again later; nothing is lost.",
+                evidence={"layer": onto, "onto": base},
+            )
+        await self._close_unused(disk)
+
+    async def _begin(self, job: str, onto: str, base: str | None) -> None:
+        nodes = await nodes_by_file(self._execute)
+        node, below = nodes.get(onto), None if base is None else nodes.get(Path(base).name)
+        if node is None or (base is not None and below is None):
+            raise MergeFailed(
+                f"Machine '{self._name}' does not have the layers open that are to be merged.",
+                hint="They are merged when it is stopped.",
+                evidence={"layer": onto, "onto": base},
+            )
+        if node.get("backing_file") == base:
+            return
+        onto_base = {} if below is None else {"base_node": below["node-name"], "backing_file": base}
+        self._ended.set(self._ended.value - {job})
+        await self._execute("block-stream", job_id=job, device=node["node-name"], **onto_base)
+
+    async def _is_under_way(self, job: str) -> bool:
+        return any(entry["device"] == job for entry in await self._execute("query-block-jobs"))
+
+    async def _wait_ended(self, job: str) -> bool:
+        """Whether the job is over within a little while."""
+        if not await self._is_under_way(job):
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK):
+                await self._ended.wait_until(lambda ended: job in ended)
+        return not await self._is_under_way(job)
+
+    async def _fraction(self, job: str) -> float:
+        for entry in await self._execute("query-block-jobs"):
+            if entry["device"] == job and entry["len"]:
+                return float(entry["offset"]) / float(entry["len"])
+        return 1.0
+
+    async def _close_unused(self, disk: str) -> None:
+        """Let go of the disk's nodes that nothing stands on any more: they keep removed files open.
+
+        The monitor refuses those that are in use.
+        """
+        for node in await self._execute("query-named-block-nodes", flat=True):
+            name = str(node["node-name"])
+            if node["drv"] != "file" and disk_of_node(name) == disk:
+                with contextlib.suppress(EngineRefused):
+                    await self._execute("blockdev-del", node_name=name)

@@ -1,0 +1,165 @@
+"""Snapshots on this host: a directory each, with links to frozen layers of disks and, perhaps, memory.
+
+    DIRECTORY/UID/snapshot.json     written last: without it the directory is nothing that anybody uses
+                  disk0-TAG.qcow2   frozen layers, and all that they stand on, as links
+                  vol-UID/...       those of a volume
+                  machine.state     memory and devices
+
+A snapshot stands by itself: it needs nothing of the machine's directory, and the machine nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from insula.engine.protocol import OWN_MEMORY, Memory, Saved
+from insula.kit.errors import Bug
+from insula.kit.paths import SNAPSHOT_DOCUMENT, SNAPSHOT_STATE, Home, write_atomically
+from insula.model.device.disk import Disk
+from insula.model.machine import Machine
+from insula.model.snapshot import Snapshot, SnapshotDisk
+from insula.node.disks import home_of_disk
+from insula.storage import chain
+from insula.storage.layers import layers_below
+from insula.storage.merging import Stand, stand_of
+from insula.store.protocol import Store
+
+
+@dataclass(frozen=True)
+class KeptDisk:
+    """A disk of a machine that snapshots keep. directory, file: where all call it so."""
+
+    disk: Disk
+    directory: Path
+    file: str
+
+    @property
+    def stand(self) -> Stand:
+        return stand_of(self.directory, self.file)
+
+    @property
+    def place(self) -> Path:
+        """Where its layers are in a snapshot, relative to the snapshot's directory."""
+        return Path(self.disk.id) if self.disk.volume is not None else Path()
+
+    def switch_file(self, layer: str) -> str:
+        """A layer as the machine's monitor is to name it."""
+        return str(self.directory / layer) if self.disk.volume is not None else layer
+
+
+class Snapshots:
+    """See the module. The documents are control's; the files are made and removed here."""
+
+    def __init__(self, home: Home, store: Store) -> None:
+        self._home = home
+        self._store = store
+
+    def directory(self, uid: str) -> Path:
+        return self._home.snapshot(uid)
+
+    def kept_disks(self, machine: Machine) -> list[KeptDisk]:
+        """The machine's own disks, and the volumes that it writes."""
+        kept = []
+        for device in machine.devices:
+            if not isinstance(device, Disk) or device.read_only or device.source not in ("image", "volume"):
+                continue
+            directory = home_of_disk(self._home, machine.uid, device)
+            kept.append(KeptDisk(device, directory, device.file))
+        return kept
+
+    def stands(self, machine: Machine, kept: KeptDisk) -> list[Stand]:
+        """Where a disk stands: now, and in every snapshot of it, whosesoever."""
+        stands = [kept.stand]
+        for stored in self._store.all(Snapshot):
+            snapshot = stored.document
+            for disk in snapshot.disks if snapshot.whole else ():
+                if self._is_of(snapshot, disk, machine, kept.disk):
+                    path = self.directory(snapshot.uid) / disk.file
+                    stands.append(Stand(path.parent, path.name))
+        return [stand for stand in stands if (stand.directory / stand.top).exists()]
+
+    @staticmethod
+    def _is_of(snapshot: Snapshot, kept: SnapshotDisk, machine: Machine, disk: Disk) -> bool:
+        if disk.volume is not None:
+            return kept.volume_uid == disk.volume.uid
+        return snapshot.machine_uid == machine.uid and kept.volume_uid is None and kept.id == disk.id
+
+    def of(self, machine: str) -> list[str]:
+        """The uids of a machine's snapshots, also of those that are not whole."""
+        found = (stored.document for stored in self._store.all(Snapshot))
+        return [snapshot.uid for snapshot in found if snapshot.machine_uid == machine]
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Write down that the snapshot is whole."""
+        write_atomically(
+            self.directory(snapshot.uid) / SNAPSHOT_DOCUMENT, snapshot.model_dump_json(indent=1) + "\n"
+        )
+
+    def link(self, uid: str, kept: KeptDisk, layer: str) -> SnapshotDisk:
+        """Give the snapshot a frozen layer of a disk, and all it stands on."""
+        directory = self.directory(uid) / kept.place
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        chain.link(kept.directory, directory, layer)
+        size = next(layers_below(directory, layer)).size_bytes
+        volume = kept.disk.volume
+        return SnapshotDisk(
+            id=kept.disk.id,
+            file=str(kept.place / layer),
+            size_bytes=size,
+            volume_uid=volume.uid if volume is not None else None,
+        )
+
+    def memory(self, snapshot: Snapshot) -> Memory:
+        """What a machine that is restored wakes up with."""
+        if snapshot.memory is None:
+            return OWN_MEMORY
+        state = self.directory(snapshot.uid) / SNAPSHOT_STATE
+        return Memory(saved=Saved(state, snapshot.memory.machine_type, snapshot.memory.forked))
+
+    def find(self, uid: str) -> Snapshot:
+        stored = self._store.get(Snapshot, uid)
+        if stored is None:
+            raise Bug(f"The document of snapshot '{uid}' has vanished during an operation.")
+        return stored.document
+
+    def written_since(self, machine: Machine, snapshot: Snapshot) -> dict[str, int]:
+        """Bytes that each disk of the machine has taken on the host since; id of the disk -> at most so many.
+
+        Of a disk that stands on nothing of the snapshot, all of its layers but those they share.
+        """
+        told = {}
+        for kept in self.kept_disks(machine):
+            before = {
+                layer.name
+                for disk in snapshot.disks
+                if self._is_of(snapshot, disk, machine, kept.disk)
+                for layer in layers_below(
+                    (self.directory(snapshot.uid) / disk.file).parent, Path(disk.file).name
+                )
+            }
+            since = [
+                layer.name
+                for layer in layers_below(kept.directory, kept.stand.top)
+                if layer.name not in before
+            ]
+            told[kept.disk.id] = sum((kept.directory / name).stat().st_blocks * 512 for name in since)
+        return told
+
+    def exclusive_bytes(self, uid: str) -> int:
+        """What the removal of a snapshot would free at once: the files that nobody else has a link to."""
+        found = (path.stat() for path in self.directory(uid).rglob("*") if path.is_file())
+        return sum(stat.st_blocks * 512 for stat in found if stat.st_nlink == 1)
+
+    async def remove(self, uid: str) -> None:
+        """The directory and all in it are gone; a crash in the middle leaves it under a name that says so."""
+        directory = self.directory(uid)
+        doomed = directory.with_name(f".removing-{uid}")
+        if directory.exists():
+            if doomed.exists():
+                await asyncio.to_thread(shutil.rmtree, doomed)
+            directory.rename(doomed)
+        if doomed.exists():
+            await asyncio.to_thread(shutil.rmtree, doomed)
