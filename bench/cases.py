@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import insula
-from bench import clone, disk, pause, warm
+from bench import clone, disk, pause, snapshot, warm
 from bench.bare import Bare
 from bench.bed import IMAGE, PATIENCE, Bed, at_once, pss, resident, timed
 from bench.figure import Bound, Figure, in_turn
@@ -224,6 +224,7 @@ CASES: dict[str, Case] = {
     "memory": measure_memory,
     **warm.CASES,
     **pause.CASES,
+    **snapshot.CASES,
     **clone.CASES,
     **disk.CASES,
     "import": measure_import,

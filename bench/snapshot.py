@@ -31,8 +31,8 @@ def measure_snapshot(bed: Bed, runs: int) -> Iterator[Figure]:
 
         def ours() -> float:
             name = f"s{next(names)}"
-            silence = _of_machine(machine, start, lambda: bed.cli("snapshot", "create", "kept", name))
-            bed.cli("snapshot", "rm", "kept", name)
+            silence = _of_machine(machine, start, lambda: machine.snapshot(name))
+            machine.remove_snapshot(name)
             return silence
 
         def peer() -> float:
@@ -48,10 +48,8 @@ def measure_snapshot(bed: Bed, runs: int) -> Iterator[Figure]:
 
         def ours_with_memory() -> float:
             name = f"s{next(names)}"
-            silence = _of_machine(
-                machine, start, lambda: bed.cli("snapshot", "create", "kept", name, "--memory")
-            )
-            bed.cli("snapshot", "rm", "kept", name)
+            silence = _of_machine(machine, start, lambda: machine.snapshot(name, memory=True))
+            machine.remove_snapshot(name)
             return silence
 
         def peer_with_memory() -> float:
@@ -82,10 +80,8 @@ def measure_libvirt(bed: Bed, runs: int) -> Iterator[Figure]:
 
         def ours() -> float:
             name = f"s{next(names)}"
-            silence = _of_machine(
-                machine, start, lambda: bed.cli("snapshot", "create", "kept", name, "--memory")
-            )
-            bed.cli("snapshot", "rm", "kept", name)
+            silence = _of_machine(machine, start, lambda: machine.snapshot(name, memory=True))
+            machine.remove_snapshot(name)
             return silence
 
         a, b = in_turn(runs, ours, lambda: _of_domain(peer, start))
@@ -94,7 +90,7 @@ def measure_libvirt(bed: Bed, runs: int) -> Iterator[Figure]:
             f"{BUSY} while its disk and memory are kept / virsh snapshot-create-as",
             *("s", a, b, (Bound("times", 1 / 3),)),
         )
-        bed.cli("snapshot", "create", "kept", "back", "--memory")
+        machine.snapshot("back", memory=True)
         peer.run("virsh", "snapshot-create-as", DOMAIN, "back")
         a, b = in_turn(runs, lambda: _restore(bed), lambda: _revert(peer))
         yield Figure(
@@ -107,7 +103,7 @@ def measure_libvirt(bed: Bed, runs: int) -> Iterator[Figure]:
 
 def _restore(bed: Bed) -> float:
     began = time.monotonic()
-    bed.cli("snapshot", "restore", "kept", "back")
+    bed.cli("snapshot", "restore", "kept", "back", "--yes")
     bed.cli("exec", "kept", "--", "true")
     return time.monotonic() - began
 
