@@ -153,14 +153,14 @@ class Bed:
         )
         shutil.rmtree(directory)
 
-    def start_bare(
-        self, argv: list[str] | None = None, furnish: Callable[[Path], None] = lambda _: None
-    ) -> Bare:
-        """The peer in this process, to where its agent has answered. furnish: puts what the argv names into
-        its directory."""
+    def start_bare(self, argv: list[str] | None = None, machine: Path | None = None) -> Bare:
+        """The peer in this process, to where its agent has answered. machine: directory of one of Insula's
+        that has not written to its disks yet; the peer gets copies of them."""
         directory = self.bare_directory()
         directory.mkdir(mode=0o700)
-        furnish(directory)
+        for path in machine.iterdir() if machine else ():
+            if path.suffix in (".qcow2", ".iso"):
+                shutil.copyfile(path, directory / path.name)
         bare = Bare(argv or self.argv, str(directory))
         self._bares.append(bare)
         try:

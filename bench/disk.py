@@ -7,7 +7,6 @@ which is the fastest is found first, for each load by itself.
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -126,13 +125,7 @@ def _start_peer(bed: Bed, directory: Path) -> Bare:
         argv += [word, value] if value else [word]
     for number, (settings, threaded) in enumerate(WAYS.values()):
         argv += _disk(files / f"{number}.qcow2", number, settings, threaded)
-
-    def furnish(target: Path) -> None:
-        for path in directory.iterdir():
-            if path.suffix in (".qcow2", ".iso"):
-                shutil.copyfile(path, target / path.name)
-
-    return bed.start_bare(argv, furnish)
+    return bed.start_bare(argv, directory)
 
 
 def _disk(file: Path, number: int, settings: dict[str, str], threaded: bool) -> list[str]:

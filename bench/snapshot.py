@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -135,11 +134,7 @@ def start_peer(bed: Bed, machine: insula.Machine) -> Bare:
     """The machine's monitor by hand, on a copy of its disk."""
     directory = Path(machine.info["directory"])
     argv = json.loads((directory / LAUNCH_PLAN).read_text())["argv"]
-
-    def furnish(target: Path) -> None:
-        shutil.copyfile(directory / "disk0.qcow2", target / "disk0.qcow2")
-
-    return bed.start_bare(argv, furnish)
+    return bed.start_bare(argv, directory)
 
 
 class _Layers:
