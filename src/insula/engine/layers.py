@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -71,7 +72,24 @@ def _snapshot(disk: DiskSwitch, node: str) -> dict[str, Any]:
 async def nodes_by_file(execute: Execute) -> dict[str, dict[str, Any]]:
     """The nodes that understand a format, by the plain names of the files under them."""
     nodes = await execute("query-named-block-nodes", flat=True)
-    return {Path(str(node["file"])).name: node for node in nodes if node["drv"] != "file"}
+    return {plain_name(str(node["file"])): node for node in nodes if node["drv"] != "file"}
+
+
+def plain_name(file: str) -> str:
+    """The name of a file in its directory, by what QEMU calls a node's file.
+
+    That is a path, or, where a layer's header names the one below otherwise than by the path it was opened
+    with, 'json:' and the options that it was opened with.
+    """
+    if file.startswith("json:"):
+        options = json.loads(file.removeprefix("json:"))
+        file = str(options.get("file", options).get("filename", ""))
+    return Path(file).name
+
+
+def _stands_on(node: dict[str, Any], base: str | None) -> bool:
+    backing = node.get("backing_file")
+    return backing is None if base is None else plain_name(str(backing)) == Path(base).name
 
 
 class Merges:
@@ -102,7 +120,7 @@ class Merges:
                 await self._wait_ended(job)
             raise
         node = (await nodes_by_file(self._execute)).get(onto)
-        if node is None or node.get("backing_file") != base:
+        if node is None or not _stands_on(node, base):
             raise MergeFailed(
                 f"The layers of disk '{disk}' of machine '{self._name}' could not be merged.",
                 hint="Is the host's disk full? It is tried again later; nothing is lost.",
@@ -119,7 +137,7 @@ class Merges:
                 hint="They are merged when it is stopped.",
                 evidence={"layer": onto, "onto": base},
             )
-        if node.get("backing_file") == base:
+        if _stands_on(node, base):
             return
         onto_base = {} if below is None else {"base_node": below["node-name"], "backing_file": base}
         self._ended.set(self._ended.value - {job})

@@ -76,7 +76,7 @@ def _claim_volumes(desk: Desk, machine: Machine, snapshot: Snapshot) -> list[Sto
 
 
 def conclude(desk: Desk, operation: Operation, succeeded: bool) -> Conclusion:
-    if not succeeded:
+    if not succeeded and not operation.remembered.get("committed"):
         before = operation.remembered["before"]
         stored = desk.store.get(Machine, operation.target)
         if stored is None:

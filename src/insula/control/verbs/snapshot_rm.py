@@ -30,7 +30,8 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
 def conclude(desk: Desk, operation: Operation, succeeded: bool) -> Conclusion:
     uid = operation.parameters["snapshot"]
     gone = desk.store.get(Snapshot, uid)
-    if not succeeded or gone is None:
+    removed = succeeded or operation.remembered.get("removed")
+    if not removed or gone is None:
         return Conclusion()
     parent = gone.document.parent
     changes: list[Change] = [Delete(Snapshot, uid)]

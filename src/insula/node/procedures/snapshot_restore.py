@@ -12,7 +12,7 @@ All that can be refused is refused in `prepare`. Until `let go` the old disks ar
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from insula.kit.errors import Conflict
 from insula.model.observation import Phase
@@ -26,6 +26,8 @@ from insula.node.snapshots import KeptDisk
 from insula.storage import chain
 from insula.storage.layers import top_name
 from insula.storage.volumes import create_overlay
+
+Undo = Callable[[MachineContext], Awaitable[None]]
 
 
 class SnapshotDamaged(Conflict):
@@ -115,6 +117,8 @@ async def undo_swap(context: MachineContext) -> None:
 
 
 async def let_go(context: MachineContext) -> None:
+    """From here on there is no way back, whatever fails."""
+    await context.journal.remember(committed=True)
     for disk, _ in _pairs(context):
         chain.sweep(disk.directory, disk.file)
     suspension.remove(context.directory)
@@ -129,7 +133,7 @@ async def let_go(context: MachineContext) -> None:
 
 async def stand(context: MachineContext) -> None:
     """The machine was paused when its memory was kept, and is again."""
-    context.seat.stale = True
+    context.seat.stale, context.seat.waking = True, False
     instance = context.instance
     if instance is not None:
         await context.observer.see(
@@ -144,9 +148,9 @@ async def stand(context: MachineContext) -> None:
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
     stored = _snapshot(context)
     first = [
-        Step("prepare", prepare, undo_prepare),
+        Step("prepare", prepare, _until_committed(undo_prepare)),
         Step("end the process", kill),
-        Step("swap", swap, undo_swap),
+        Step("swap", swap, _until_committed(undo_swap)),
     ]
     last = Step("let go", let_go)
     with_memory = stored.memory is not None and not context.parameters.get("disks_only")
@@ -158,6 +162,20 @@ def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
     return [*first, last]
 
 
+def _until_committed(undo: Undo | None) -> Undo | None:
+    if undo is None:
+        return None
+
+    async def undo_unless_committed(context: MachineContext) -> None:
+        if not context.journal.remembered.get("committed"):
+            await undo(context)
+
+    return undo_unless_committed
+
+
 def _renamed(steps_of_start: Sequence[Step[MachineContext]]) -> list[Step[MachineContext]]:
     """Two steps of one operation cannot share a name."""
-    return [Step(f"start: {step.name}", step.do, step.undo, step.at_most_once) for step in steps_of_start]
+    return [
+        Step(f"start: {step.name}", step.do, _until_committed(step.undo), step.at_most_once)
+        for step in steps_of_start
+    ]

@@ -9,6 +9,7 @@ from insula.node.procedure import Step
 
 
 async def remove_files(context: MachineContext) -> None:
+    await context.journal.remember(removed=True)  # nobody restores it from now on, whatever fails
     await context.rooms.snapshots.remove(context.parameters["snapshot"])
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from insula.kit.paths import SUSPENDED_STATE
 from insula.kit.units import format_size
 from insula.model.observation import Phase
-from insula.model.snapshot import SavedMemory
 from insula.node import suspension
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
@@ -19,6 +18,7 @@ from insula.storage.errors import require_space
 
 
 async def save(context: MachineContext) -> None:
+    """The file is whole and known before the process ends; nothing writes its disks any more by then."""
     instance = context.instance
     if instance is None:
         return
@@ -30,11 +30,13 @@ async def save(context: MachineContext) -> None:
     await remember_running(context)
     await context.rooms.engine.save(instance, state, (), stay=True)
     memory = suspension.describe_state(state, instance.plan)
-    context.outcome["memory_bytes"] = memory.size_bytes
-    await context.journal.remember(memory=memory.model_dump(mode="json"))
+    suspension.keep(directory, memory, context.rooms.snapshots.kept_disks(context.machine))
 
 
 async def undo_save(context: MachineContext) -> None:
+    """As long as the process lives, it has all that was saved of it; once it has ended, only the file has."""
+    if context.instance is None:
+        return
     suspension.remove(context.directory)
     await let_run(context)
     if context.instance is not None and context.journal.remembered.get("runs"):
@@ -42,15 +44,12 @@ async def undo_save(context: MachineContext) -> None:
 
 
 async def end(context: MachineContext) -> None:
-    """The process ends; from then on its disks are nobody's, and are remembered as they are."""
     if context.instance is not None:
         await context.instance.kill()
         await context.wait_ended()
-    memory = SavedMemory.model_validate(context.journal.remembered["memory"])
-    disks = context.rooms.snapshots.kept_disks(context.machine)
-    suspension.keep(context.directory, memory, disks)
-    context.outcome["memory_bytes"] = memory.size_bytes
-    told = f"Its memory is on the disk ({format_size(memory.size_bytes)})."
+    size = (context.directory / SUSPENDED_STATE).stat().st_size
+    context.outcome["memory_bytes"] = size
+    told = f"Its memory is on the disk ({format_size(size)})."
     await context.observer.see(phase=Phase.SUSPENDED, reason=told)
 
 
