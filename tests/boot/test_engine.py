@@ -29,6 +29,7 @@ from insula.model.device.nic import NetworkMode, Nic, Publish
 from insula.model.device.rng import Rng
 from insula.model.device.serial import Serial
 from insula.model.image import Image
+from tests.conformance.cdrom import DriveConformance
 from tests.conformance.engine import (
     PATIENCE,
     EngineConformance,
@@ -118,6 +119,10 @@ def _descriptors_are_given_back() -> Iterator[None]:
 
 
 class TestQemuEngine(EngineConformance):
+    pass
+
+
+class TestQemuDrive(DriveConformance):
     pass
 
 

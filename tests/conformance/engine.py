@@ -139,10 +139,12 @@ async def freeze_template(bench: Bench) -> Path:
     return directory
 
 
-async def launch_fork(bench: Bench, template: Path, name: str) -> Instance:
+async def launch_fork(bench: Bench, template: Path, name: str, **fields: Any) -> Instance:
     facts = await bench.engine.facts()
     directory = bench.directory.parent / f"fork-{name}"
-    plan = bench.engine.plan(machine(name), BootFiles(), directory, facts, Memory(template=template))
+    plan = bench.engine.plan(
+        machine(name, **fields), BootFiles(), directory, facts, Memory(template=template)
+    )
     return await bench.engine.launch(plan)
 
 

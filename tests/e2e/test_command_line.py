@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import insula as sdk
+from insula.storage.images import ImageStore
 from tests.e2e.conftest import Shell
+from tests.support.host import publish_medium
 
 pytestmark = pytest.mark.slow
 
@@ -205,3 +207,17 @@ def test_the_sdk_as_the_issue_says_it(insula: Shell, monkeypatch: pytest.MonkeyP
     with pytest.raises(sdk.NotFound) as caught:
         sdk.connect().machine("nobody").start()
     assert caught.value.code == "machine-not-found"
+
+
+def test_cds_come_and_go(insula: Shell) -> None:
+    publish_medium(ImageStore(insula.home / "images"))
+    insula("run", "-d", "--name", "web", "--cdrom", "none", "micro")
+    assert insula.data("cdrom", "info", "web") == {"bus": "scsi", "image": None, "image_digest": None}
+    assert insula("cdrom", "insert", "web", "tools").stdout == "web\n"
+    assert insula("cdrom", "info", "web").stdout == "tools (scsi)\n"
+    assert "\ncdrom:       tools (scsi)\n" in insula("info", "web").stdout
+    told = insula("cdrom", "insert", "web", "./tools.iso", status=64).stderr
+    assert "insula image import ./tools.iso --name tools" in told
+    assert insula.data("cdrom", "eject", "--force", "web")["outcome"] == {"image": "tools"}
+    assert insula("cdrom", "info", "web").stdout == "empty (scsi)\n"
+    insula("rm", "-f", "web")

@@ -14,7 +14,7 @@ from insula.control.request import VerbRequest
 from insula.engine.fake import FakeEngine, World
 from insula.kit.clock import utc_now
 from insula.kit.paths import Home
-from insula.model.image import Image, ImageDefaults, Kernel
+from insula.model.image import Image, ImageDefaults, ImageDisk, Kernel
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
@@ -47,6 +47,24 @@ def publish_fake_image(images: ImageStore, name: str = "micro", **fields: Any) -
             agents=("insula", "qemu"),
             defaults=ImageDefaults(memory_bytes=128 * 2**20),
             **fields,
+        )
+        return images.publish(image, files)
+
+
+def publish_medium(images: ImageStore, name: str = "tools") -> Image:
+    """An image that can be put into a drive, as an import of an ISO file makes it."""
+    with images.new_build() as work:
+        files = work / "image"
+        (files / "disk.raw").write_bytes(name.encode().ljust(4096, b"\0"))
+        image = Image(
+            name=name,
+            digest=f"sha256:{name.encode().hex():1<64}"[:71],
+            os="none",
+            created=utc_now(),
+            size_bytes=4096,
+            disk=ImageDisk(file="disk.raw", format="raw", virtual_size_bytes=4096),
+            boots=("disk",),
+            agents=(),
         )
         return images.publish(image, files)
 

@@ -228,6 +228,7 @@ GOOD = {
     "vdi": vdi(),
     "qed": qed(),
     "parallels": parallels(),
+    "iso": bytes(0x8000) + b"\x01CD001\x01" + bytes(MIB - 0x8007),
     "raw": b"\0" * 510 + b"\x55\xaa" + bytes(MIB - 512),
 }
 
@@ -262,7 +263,7 @@ def corpus() -> Iterator[Hostile]:
     yield from _vmdk()
     yield from _others()
     for name, data in GOOD.items():
-        if name != "raw":
+        if name not in ("raw", "iso"):  # these two are whatever is left of them
             yield Hostile(f"{name}-cut-short", data[: 80 if name == "vdi" else 66], _DAMAGED, "", name)
 
 

@@ -11,7 +11,7 @@ from insula.kit.units import format_size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from insula.client.types import AttachedVolumeInfo, ExitInfo, MachineInfo
+    from insula.client.types import AttachedVolumeInfo, CdromInfo, ExitInfo, MachineInfo
 
 _CAUSES = {
     "guest-shutdown": "the guest powered itself off",
@@ -58,6 +58,7 @@ def _render(info: MachineInfo) -> str:
         ("agent", info["agent"]),
         ("network", _network(info)),
         ("volumes", ", ".join(_volume(volume) for volume in info["volumes"])),
+        ("cdrom", describe_drive(info["cdrom"])),
         ("addresses", ", ".join(info["addresses"])),
         ("run policy", _policy(info)),
         ("directory", info["directory"]),
@@ -84,6 +85,11 @@ def _network(info: MachineInfo) -> str:
 def _volume(volume: AttachedVolumeInfo) -> str:
     how = f"{volume['bus']}, read-only" if volume["read_only"] else volume["bus"]
     return f"{volume['name']} ({how})"
+
+
+def describe_drive(drive: CdromInfo | None) -> str:
+    """'tools (ata)', 'empty (scsi)', or nothing."""
+    return f"{drive['image'] or 'empty'} ({drive['bus']})" if drive else ""
 
 
 def _policy(info: MachineInfo) -> str:

@@ -41,6 +41,7 @@ GROUPS = {
     },
     "Volumes": {
         "volume": "Make, list, attach, detach, resize, clone and remove volumes",
+        "cdrom": "Insert and eject the media of CD drives",
     },
     "Images and templates": {
         "image": "Pull, import, export, build, list and remove images",

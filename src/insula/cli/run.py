@@ -68,13 +68,14 @@ def _add_machine_options(p: Parser) -> None:
     p.option("--cpus", metavar="N", convert=whole_number, help="number of processors")
     p.option("--memory", "-m", metavar="SIZE", convert=size, help="memory, such as 512MiB or 1GiB")
     p.option("--disk-size", metavar="SIZE", convert=size, help="size of its disk, at least the image's")
-    p.option("--boot", choices=("direct", "disk"), help="from a kernel file, or by its own loader")
+    p.option("--boot", choices=("direct", "disk", "cdrom"), help="from a kernel file, or by a loader")
     p.option("--accelerator", choices=("auto", "kvm", "tcg"), help="default: what works here")
     p.option("--cpu-model", metavar="MODEL", help="processor model, such as max or qemu64")
     p.option("--agent", choices=("insula", "qemu", "none"), help="which guest agent to talk to")
     p.option("--network", choices=("none", "isolated", "user"), help="what it reaches (default: the image's)")
     p.option("-p", "--publish", metavar="HOST:GUEST", repeat=True, help="a port of the host for it")
     p.option("--volume", metavar="VOLUME[:ro][:scsi]", repeat=True, help="a volume that it gets")
+    p.option("--cdrom", metavar="IMAGE[:ata|:scsi]", help="a CD drive with an image in it; none: empty")
     p.option(
         "--run-policy", choices=("always", "keep", "once"), help="when it starts by itself (default: keep)"
     )
@@ -167,6 +168,7 @@ def _spec(options: Options, *, removed_by_itself: bool) -> dict[str, Any]:
         network=options.network,
         publish=options.publish,
         volumes=options.volume,
+        cdrom=options.cdrom,
         run_policy=options.run_policy,
         ephemeral=removed_by_itself,
         cloud_init={

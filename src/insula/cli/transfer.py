@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from insula.client.types import CatalogueInfo
 
 # As docs/reference/images.md has them; the daemon checks again, and knows what it can.
-_FORMATS = ("raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "qed", "parallels")
-_EXPORTS = (*_FORMATS[:3], "vmdk-stream", *_FORMATS[3:])
+_DISKS = ("raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "qed", "parallels")
+_FORMATS = (*_DISKS, "iso")
+_EXPORTS = (*_DISKS[:3], "vmdk-stream", *_DISKS[3:])
 
 
 def list_catalogue(client: Client, options: Options) -> int:

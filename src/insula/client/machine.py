@@ -189,6 +189,16 @@ class Machine(SnapshotsOfMachine):
         """Take a volume back. Conflict 'disk-not-released' when the guest does not let go of it."""
         return self.submit("detach", {"volume": volume}).wait()
 
+    def insert_cdrom(self, image: str, *, bus: str | None = None) -> OperationInfo:
+        """Put an image into the CD drive, at once when it runs. bus: 'ata' or 'scsi', of a drive that it gets
+        if it has none; 'ata' only while it is off. Conflict 'medium-locked' when the guest uses what is in
+        it."""
+        return self.submit("cdrom-insert", {"image": image, **({"bus": bus} if bus else {})}).wait()
+
+    def eject_cdrom(self, *, force: bool = False) -> OperationInfo:
+        """Empty the CD drive. Conflict 'medium-locked' when the guest uses what is in it, unless forced."""
+        return self.submit("cdrom-eject", {"force": force}).wait()
+
     def submit_remove(self, *, force: bool = False) -> Operation:
         """Ask for the removal without waiting for its end."""
         target = with_query(self.path, force=force)

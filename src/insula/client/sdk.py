@@ -69,6 +69,7 @@ class Client(ImagesOfHost, VolumesOfHost, HostItself):
         network: str | None = None,
         publish: Sequence[str] = (),
         volumes: Sequence[str] = (),
+        cdrom: str | None = None,
         hostname: str | None = None,
         user: str | None = None,
         ssh_keys: Sequence[str] = (),
@@ -83,7 +84,8 @@ class Client(ImagesOfHost, VolumesOfHost, HostItself):
         """A new machine of an image, which is built if need be. What is None is the image's default.
 
         memory, disk_size: bytes, or text such as '1GiB'. publish: 'HOST:GUEST' ports. volumes: names, as
-        'data', 'data:ro' or 'data:scsi'. ssh_keys, user_data: the keys and the document themselves.
+        'data', 'data:ro' or 'data:scsi'. cdrom: an image in its CD drive, as 'tools' or 'tools:scsi', or
+        'none' for an empty one. ssh_keys, user_data: the keys and the document themselves.
         ephemeral: removed by itself once it has ended. start: start it too, as a fork of a template where
         that can be; cold: boot it all the same.
         """
@@ -100,6 +102,7 @@ class Client(ImagesOfHost, VolumesOfHost, HostItself):
             network=network,
             publish=list(publish),
             volumes=list(volumes),
+            cdrom=cdrom,
             cloud_init={
                 "hostname": hostname,
                 "user": user,

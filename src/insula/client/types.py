@@ -40,6 +40,14 @@ class AttachedVolumeInfo(TypedDict):
     serial: str
 
 
+class CdromInfo(TypedDict):
+    """The CD drive of a machine. image, image_digest: of the medium in it, None where it is empty."""
+
+    bus: str
+    image: str | None
+    image_digest: str | None
+
+
 class VolumeUserInfo(TypedDict):
     machine: str
     read_only: bool
@@ -85,6 +93,7 @@ class MachineInfo(TypedDict):
     network: str
     publish: list[PublishInfo]
     volumes: list[AttachedVolumeInfo]
+    cdrom: CdromInfo | None
     accelerator: AcceleratorInfo | None
     engine_version: str
     agent: str
@@ -225,6 +234,7 @@ class TemplateInfo(TypedDict):
     accelerator: str
     engine_version: str
     created: str
+    medium: str
     held_bytes: int
     disk_bytes: int
     last_used: str

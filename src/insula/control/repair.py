@@ -6,6 +6,7 @@ the guest powered itself off    what is wanted becomes `off`: it has spoken
 ended, policy once              what is wanted becomes `off`
 ended, ephemeral                removed: the consent was given when it was made so
 layers to be merged             merged, when nobody wants anything of the machine
+the guest ejected its medium    its drive is wanted empty: it has spoken
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from insula.control.desk import Desk
+from insula.control.media import ejection
 from insula.control.request import VerbRequest
 from insula.kit.aio import Crew
 from insula.kit.clock import monotonic, utc_now
@@ -85,6 +87,8 @@ class Repair:
     async def _look(self, uid: str) -> None:
         machine = self._desk.store.get(Machine, uid)
         seen = self._desk.store.get(Observation, uid)
+        if machine is not None and seen is not None and (change := ejection(self._desk, machine, seen)):
+            await self._desk.store.commit(*change)
         if machine is None or seen is None or seen.document.phase not in (Phase.STOPPED, Phase.CRASHED):
             return
         if self._desk.unfinished(uid):

@@ -1,7 +1,8 @@
 """The engine's errors.
 
 Unavailable ── EngineMissing, AcceleratorUnavailable, LaunchFailed, EngineLost, TemplateGone
-Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused, DiskFileInUse, DiskNotReleased, MergeFailed
+Conflict ── ConsoleBusy, MachineDirectoryBusy, EngineRefused, DiskFileInUse, DiskNotReleased,
+             MergeFailed, MediumLocked
 Invalid ── NoAgent, NoConsole, UnsupportedDevice
 """
 
@@ -74,6 +75,12 @@ class MergeFailed(Conflict):
     """Layers of a disk could not be made one; the disk is as it was."""
 
     code = "merge-failed"
+
+
+class MediumLocked(Conflict):
+    """The guest uses the medium in its drive, and has locked the tray."""
+
+    code = "medium-locked"
 
 
 class NoAgent(Invalid):

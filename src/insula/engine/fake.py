@@ -27,6 +27,7 @@ from insula.engine.errors import (
     NoConsole,
     TemplateGone,
 )
+from insula.engine.fakecdrom import FakeDrive
 from insula.engine.fakedisks import FakeDisks, OpenDisk
 from insula.engine.fakeguest import FakeAgent, FakeFileSystems
 from insula.engine.plan import choose_accelerator, plan_to_json, render
@@ -75,13 +76,14 @@ class Script:
 
     agent: opens its port when the vCPUs run; when the test calls `open_agent`; opens it and never answers.
     obeys_power_off: ends when agent or power button ask it to. releases_disks: lets go of one that is
-    detached. launch_error: what the monitor says instead of starting. boot_text: printed on the serial port
-    at each boot.
+    detached. gives_out_media: opens a tray it has locked when asked. launch_error: what the monitor says
+    instead of starting. boot_text: printed on the serial port at each boot.
     """
 
     agent: Literal["at-once", "when-told", "silent"] = "at-once"
     obeys_power_off: bool = True
     releases_disks: bool = True
+    gives_out_media: bool = False
     launch_error: str = ""
     boot_text: str = "Fake guest booted\r\n"
 
@@ -155,6 +157,8 @@ class FakeMachine:
         self._shutdown: dict[str, object] | None = None
         self.disks = FakeDisks(plan, world.open_disks, lambda: self.script.releases_disks, self._check_living)
         self._booted = plan.memory.template is not None or plan.memory.saved is not None
+        self.drive = FakeDrive(plan, lambda: self.script.gives_out_media, self._check_living, self.tell)
+        self.drive.open_launched()
         if plan.memory.template is not None:
             self.hostname = world.frozen[plan.memory.template].hostname
 
@@ -307,6 +311,7 @@ class FakeInstance:
         self.identity = machine.identity
         self.queue: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self.disks = machine.disks
+        self.drive = machine.drive
         self._machine = machine
         machine.instance = self
 

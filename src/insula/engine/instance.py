@@ -13,6 +13,7 @@ from typing import Any
 
 from insula.engine import evidence
 from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
+from insula.engine.cdrom import QemuDrive
 from insula.engine.console import SerialConsole
 from insula.engine.disks import QemuDisks
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
@@ -31,6 +32,7 @@ from insula.engine.protocol import (
     Resumed,
     RunState,
     ShuttingDown,
+    TrayMoved,
 )
 from insula.engine.qmp import Event, Monitor
 from insula.engine.state import StateTransfer
@@ -92,6 +94,7 @@ class QemuInstance:
         self._console: SerialConsole | None = None
         self._console_taken = False
         self.disks = QemuDisks(plan, self._execute)
+        self.drive = QemuDrive(plan, self._execute)
         self._crew = Crew(self._failed)
         self._pump = self._crew.start(self._pump_events(), f"events of {plan.name}")
         self._watcher = self._crew.start(self._watch_exit(), f"exit of {plan.name}")
@@ -187,6 +190,10 @@ class QemuInstance:
                 self._tell(GuestPanicked())
             case "DEVICE_DELETED" if "device" in data:
                 self.disks.hear_released(str(data["device"]))
+                self.drive.hear()
+            case "DEVICE_TRAY_MOVED":
+                self.drive.hear()
+                self._tell(TrayMoved(open=bool(data["tray-open"])))
             case "MIGRATION":
                 self.transfer.heard(event)
             case "BLOCK_JOB_COMPLETED" | "BLOCK_JOB_CANCELLED":

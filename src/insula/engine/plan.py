@@ -19,6 +19,7 @@ from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, LaunchPla
 from insula.kit.paths import QMP_SOCKET
 from insula.model.device.agent import AgentPort
 from insula.model.device.base import DeviceBase
+from insula.model.device.cdrom import Cdrom
 from insula.model.device.serial import Serial
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
@@ -71,9 +72,14 @@ def render(
 ) -> LaunchPlan:
     """The launch plan. The same values give the same plan. Raises UnsupportedDevice."""
     surroundings = Surroundings(
-        machine.machine_type, facts.features, vessel=memory.vessel, forked=memory.forked
+        machine.machine_type,
+        facts.features,
+        vessel=memory.vessel,
+        forked=memory.forked,
+        boots_from_cdrom=machine.boot == "cdrom",
     )
     agent = _only_one(machine, AgentPort)
+    _only_one(machine, Cdrom)
     serial = _only_one(machine, Serial)
     fragments = [
         (str(facts.binary),),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from insula.engine.agent.protocol import Agent
+from insula.model.device.cdrom import Cdrom
 from insula.model.device.disk import Disk
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact, ExitEvidence, ProcessIdentity
@@ -166,13 +167,22 @@ class AgentPortChanged:
 
 
 @dataclass(frozen=True)
+class TrayMoved:
+    """The tray of the machine's CD drive opened or closed, by whomever."""
+
+    open: bool
+
+
+@dataclass(frozen=True)
 class Exited:
     """The process is gone, with all the evidence there is."""
 
     evidence: ExitEvidence
 
 
-EngineEvent = Resumed | Paused | GuestReset | ShuttingDown | GuestPanicked | AgentPortChanged | Exited
+EngineEvent = (
+    Resumed | Paused | GuestReset | ShuttingDown | GuestPanicked | AgentPortChanged | TrayMoved | Exited
+)
 
 
 class Console(Protocol):
@@ -222,6 +232,34 @@ class Disks(Protocol):
         """
 
 
+class Drive(Protocol):
+    """The CD drive of a live machine. Each request may be repeated: what is so already is left as it is.
+
+    drive: of the machine's document, the `file` of its medium an absolute path. timeout: seconds that the
+    guest gets to give out a medium that it has locked.
+    """
+
+    async def insert(self, drive: Cdrom, timeout: float) -> None:
+        """The medium is in the drive, which is plugged first if the machine has none, and what was in it is
+        out. When it raises, what was in it still is, or the drive is empty.
+
+        Raises MediumLocked, UnsupportedDevice (it can be plugged only while off), EngineRefused.
+        """
+
+    async def eject(self, drive: Cdrom, timeout: float, *, force: bool = False) -> None:
+        """The drive is empty, whatever was in it, and its tray closed. force: whatever the guest says.
+
+        Raises MediumLocked.
+        """
+
+    async def unplug(self, drive: Cdrom, timeout: float) -> None:
+        """The machine has no drive. Raises DiskNotReleased, when its guest does not let go of it."""
+
+    async def settle(self, drive: Cdrom) -> str | None:
+        """The uid of the medium in the drive, if any. One on a tray that was opened by the guest is taken
+        out."""
+
+
 class Instance(Protocol):
     """A live machine. Every method may raise EngineLost when the process ends meanwhile."""
 
@@ -230,6 +268,9 @@ class Instance(Protocol):
 
     @property
     def disks(self) -> Disks: ...
+
+    @property
+    def drive(self) -> Drive: ...
 
     def events(self) -> AsyncIterator[EngineEvent]:
         """Every event since the launch or adoption, in order, for one reader; ends after `Exited`."""

@@ -9,7 +9,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from insula.kit.errors import Invalid
 from insula.kit.paths import SEED_ISO
@@ -17,6 +17,7 @@ from insula.model.base import Document, Name, Size, Value, format_size
 from insula.model.cloudinit import CloudInit
 from insula.model.device import Device
 from insula.model.device.agent import AgentPort
+from insula.model.device.cdrom import Cdrom, CdromText
 from insula.model.device.disk import Disk
 from insula.model.device.nic import NetworkMode, Nic, PublishText
 from insula.model.device.rng import Rng
@@ -28,6 +29,7 @@ LOWEST_MEMORY = 32 * 2**20  # below this no kernel we know gets as far as a mess
 MAXIMUM_CPUS = 255  # QEMU's limit for the pc machine types without x2APIC
 
 AcceleratorChoice = Literal["auto", "kvm", "tcg"]
+MachineBoot = BootMode | Literal["cdrom"]
 
 
 class RunPolicy(StrEnum):
@@ -66,8 +68,9 @@ class TooLittleMemory(Invalid):
 class MachineSpec(Value):
     """A machine as a user writes it; everything but the image may be left out.
 
-    memory: bytes, or text such as '1GiB'. volumes: 'data', 'data:ro', 'data:scsi'. ephemeral:
-    removed by itself once it has ended.
+    memory: bytes, or text such as '1GiB'. boot: 'cdrom' is from the medium in its drive. volumes: 'data',
+    'data:ro', 'data:scsi'. cdrom: a drive, with an image in it ('tools', 'tools:scsi') or without ('none').
+    ephemeral: removed by itself once it has ended.
     """
 
     image: Name
@@ -75,16 +78,23 @@ class MachineSpec(Value):
     cpus: int | None = Field(default=None, ge=1, le=MAXIMUM_CPUS)
     memory: Size | None = Field(default=None, ge=LOWEST_MEMORY)
     disk_size: Size | None = None
-    boot: BootMode | None = None
+    boot: MachineBoot | None = None
     accelerator: AcceleratorChoice = "auto"
     cpu_model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+,=-]{0,200}$")
     agent: Literal["insula", "qemu", "none"] | None = None
     network: NetworkMode | None = None
     publish: tuple[PublishText, ...] = ()
     volumes: tuple[VolumeMountText, ...] = ()
+    cdrom: CdromText | None = None
     cloud_init: CloudInit | None = None
     run_policy: RunPolicy = RunPolicy.KEEP
     ephemeral: bool = False
+
+    @model_validator(mode="after")
+    def _boots_from_what_it_has(self) -> MachineSpec:
+        if self.boot == "cdrom" and self.cdrom is None:
+            raise ValueError("boot from 'cdrom' needs a drive: say cdrom, too (--cdrom IMAGE)")
+        return self
 
 
 class Machine(Document):
@@ -101,7 +111,7 @@ class Machine(Document):
     image: ImageRef
     cpus: int
     memory_bytes: int
-    boot: BootMode
+    boot: MachineBoot
     machine_type: Literal["pc", "q35"]
     accelerator: AcceleratorChoice = "auto"
     cpu_model: str | None = None
@@ -126,6 +136,23 @@ class Machine(Document):
         """The document after a change."""
         return self.changed(generation=self.generation + 1, **fields)
 
+    @property
+    def cdrom(self) -> Cdrom | None:
+        """Its drive, if it has one."""
+        return next((device for device in self.devices if isinstance(device, Cdrom)), None)
+
+    def with_cdrom(self, drive: Cdrom) -> tuple[Device, ...]:
+        """Its devices with this drive in place of the one it has, if any."""
+        if self.cdrom is None:
+            return (*self.devices, drive)
+        return tuple(drive if isinstance(device, Cdrom) else device for device in self.devices)
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of the images whose files it stands on: the one it was made from, and the medium in its drive."""
+        medium = self.cdrom.medium if self.cdrom is not None else None
+        return frozenset({self.image.digest} | ({medium.digest} if medium is not None else set()))
+
 
 def mac_address(uid: str, index: int) -> str:
     """A stable, locally administered unicast MAC (IEEE 802: bit 1 of octet 0) from the machine's uid."""
@@ -142,7 +169,7 @@ def resolve(
     """
     defaults = image.defaults
     boot = spec.boot or defaults.boot
-    if boot not in image.boots:
+    if boot != "cdrom" and boot not in image.boots:
         raise UnsupportedByImage(
             f"Image '{image.name}' cannot boot '{boot}'.", hint=f"It boots: {', '.join(image.boots)}."
         )

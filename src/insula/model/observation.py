@@ -72,7 +72,8 @@ class Observation(Document):
     """What the node sees of the machine with the same uid. generation: that of the document it acted on.
 
     since: when the phase began. reason: why it is in it, in words. addresses: of the guest's cards, without
-    loopback and link-local. restarts: by the run policy since somebody last asked for a start.
+    loopback and link-local. restarts: by the run policy since somebody last asked for a start. ejected: the
+    insertion (`Medium.uid`) whose medium the guest has thrown out by itself, "" if none.
     """
 
     kind: ClassVar[str] = "observation"
@@ -87,3 +88,4 @@ class Observation(Document):
     addresses: tuple[str, ...] = ()
     last_exit: ExitEvidence | None = None
     restarts: int = 0
+    ejected: str = ""

@@ -14,6 +14,7 @@ from insula.model.base import Value
 from insula.model.cloudinit import CloudInit
 from insula.model.device import Device
 from insula.model.device.agent import AgentPort
+from insula.model.device.cdrom import Cdrom
 from insula.model.device.nic import Nic
 from insula.model.image import ImageRef
 from insula.model.machine import Machine, Power, RunPolicy, mac_address
@@ -25,7 +26,8 @@ _UID = "0" * 16
 class Template(Value):
     """A frozen machine. key: of everything in it that must match a fork's; `template.json` of its directory.
 
-    memory_bytes: what its guest has; how much of the host's memory that takes is the engine's to say.
+    memory_bytes: what its guest has; how much of the host's memory that takes is the engine's to say. medium:
+    the digest of what is in its drive, "" for nothing.
     """
 
     key: str
@@ -35,6 +37,7 @@ class Template(Value):
     accelerator: Literal["kvm", "tcg"]
     engine_version: str
     created: datetime
+    medium: str = ""
 
 
 class TemplateView(Template):
@@ -59,7 +62,7 @@ def why_not_forked(machine: Machine) -> str | None:
 
 
 def _is_forkable(device: Device) -> bool:
-    return device.device in ("serial", "agent", "rng", "nic") or getattr(device, "source", "") in (
+    return device.device in ("serial", "agent", "rng", "nic", "cdrom") or getattr(device, "source", "") in (
         "image",
         "seed",
     )
@@ -87,6 +90,8 @@ def as_template(machine: Machine) -> Machine:
 def _as_template(device: Device, index: int) -> Device:
     if isinstance(device, Nic):
         return device.changed(mac=mac_address(_UID, index), publish=())
+    if isinstance(device, Cdrom) and device.medium is not None:  # its guest has booted with that in its drive
+        return device.changed(medium=device.medium.changed(uid=_UID))
     return device
 
 

@@ -17,6 +17,7 @@ from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation, Progress
 from insula.node.disks import place_disk
 from insula.node.journal import OperationJournal
+from insula.node.media import place_medium
 from insula.node.observer import Observer
 from insula.node.rooms import Rooms
 from insula.storage.images import MANIFEST
@@ -58,13 +59,15 @@ class MachineContext:
 
     @property
     def placed(self) -> Machine:
-        """The machine with its disks' files by the names they have for good: what the engine is given."""
+        """The machine with its disks' files by the names they have for good, and its medium's where it is on
+        this host: what the engine is given. Raises ImageNotFound."""
         machine = self.machine
         devices = tuple(
             place_disk(self.rooms.home, machine.uid, device) if isinstance(device, Disk) else device
             for device in machine.devices
         )
-        return machine.changed(devices=devices) if devices != machine.devices else machine
+        placed = machine.changed(devices=devices) if devices != machine.devices else machine
+        return place_medium(placed, self.rooms.images)
 
     @property
     def directory(self) -> Path:
@@ -126,7 +129,7 @@ class MachineContext:
 
         hostname: what the guest is to call itself, if not as the machine's document says.
         """
-        if self.machine.boot == "disk":
+        if self.machine.boot != "direct":
             return BootFiles()
         image, directory = self.image()
         if image.kernel is None:

@@ -17,6 +17,7 @@ from insula.engine.protocol import (
     Paused,
     Resumed,
     ShuttingDown,
+    TrayMoved,
 )
 from insula.kit.clock import boot_id, utc_now
 from insula.kit.errors import Bug, InsulaError
@@ -27,6 +28,7 @@ from insula.model.operation import Operation
 from insula.node.context import MachineContext, Seat
 from insula.node.journal import OperationJournal
 from insula.node.mailbox import Actor
+from insula.node.media import notice_ejection
 from insula.node.observer import Observer
 from insula.node.procedure import MOST_RECOVERIES, DaemonDied, perform
 from insula.node.procedures import find_steps
@@ -128,6 +130,7 @@ class MachineActor(Actor):
         """Listen to a live machine from now on."""
         self.seat.instance = instance
         self._listening = self.crew.start(self._listen(instance), f"listening to {self.uid}")
+        self._look_at_drive()  # its guest may have opened the tray while nobody listened
 
     async def _listen(self, instance: Instance) -> None:
         async for event in instance.events():
@@ -153,6 +156,8 @@ class MachineActor(Actor):
             await self.observer.tell("machine.panicked")
         elif isinstance(event, AgentPortChanged):
             await self._agent_changed(event.open)
+        elif isinstance(event, TrayMoved):
+            self._look_at_drive()
         elif isinstance(event, Exited):
             await self._ended(event.evidence)
 
@@ -162,6 +167,12 @@ class MachineActor(Actor):
             if isinstance(device, Disk) and device.volume is not None:
                 reason = reason.replace(f"disk '{device.id}'", f"volume '{device.volume.name}'")
         return reason
+
+    def _look_at_drive(self) -> None:
+        instance, machine = self.seat.instance, self.machine
+        if instance is not None and machine is not None and machine.cdrom is not None:
+            looking = notice_ejection(self.store, self.observer, instance, self.uid)
+            self.crew.start(looking, f"the drive of {self.uid}")
 
     async def _agent_changed(self, is_open: bool) -> None:
         await self.observer.see(agent="connected" if is_open else "waiting")

@@ -32,6 +32,7 @@ from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
 from insula.model.template import NAME, Template, TemplateView, as_template, why_not_forked
 from insula.node.disks import disks_of, make_overlays, make_seeds
+from insula.node.media import medium_of, place_medium
 from insula.storage.chain import name_top
 from insula.storage.images import MANIFEST, ImageStore
 
@@ -116,7 +117,7 @@ class Templates:
         reason = why_not_forked(machine) or self._why_no_room(machine)
         if reason is not None:
             raise TemplateFailed(f"Machine '{machine.name}' boots: {reason}.")
-        common = as_template(machine)
+        common = place_medium(as_template(machine), self._images)
         facts = await self._engine.facts()
         plan = self._engine.plan(common, files, self._root / NAME, facts, Memory(shareable=True))
         described = "\0".join([facts.build, common.model_dump_json(), *plan.argv])
@@ -165,13 +166,13 @@ class Templates:
     async def forget_image(self, digest: str) -> None:
         """Remove the templates of an image that is removed."""
         for template in self.all():
-            if template.image.digest == digest:
+            if digest in (template.image.digest, template.medium):
                 await self.remove(template.key)
 
     async def keep_images(self, digests: Collection[str]) -> None:
         """Remove the templates of all images but these."""
         for template in self.all():
-            if template.image.digest not in digests:
+            if not {template.image.digest, template.medium or template.image.digest} <= set(digests):
                 await self.remove(template.key)
 
     async def sweep(self) -> None:
@@ -193,7 +194,7 @@ class Templates:
         report(f"Making a template of '{common.image.name}', once: booting it")
         try:
             directory.mkdir(parents=True, mode=0o700)
-            await asyncio.to_thread(self._images.claim, common.image.digest, directory)
+            await asyncio.to_thread(self._images.hold, common.digests, directory)
             await self._furnish(common, directory)
             facts = await self._engine.facts()
             plan = self._engine.plan(common, files, directory, facts, Memory(shareable=True))
@@ -211,6 +212,7 @@ class Templates:
                 accelerator=accelerator.name,
                 engine_version=facts.version,
                 created=utc_now(),
+                medium=medium.digest if (medium := medium_of(common)) is not None else "",
             )
             write_atomically(directory / TEMPLATE_DOCUMENT, template.model_dump_json(indent=1) + "\n")
         except BaseException:

@@ -11,6 +11,7 @@ rm             accept   with force only (pre-empts)          accept   accept
 attach         accept   queue     accept   accept  refuse    accept   accept
 volume-resize  accept   queue     accept   accept  refuse    accept   accept
 detach         accept   queue     accept   refuse  refuse    accept   accept
+cdrom-...      accept   queue     accept   accept  refuse    accept   accept
 fork           accept   queue     accept   accept  queue     accept   accept
 suspend        refuse   queue     accept   accept  refuse    refuse   refuse
 snapshot-...   accept   queue     accept   accept  queue     accept   accept
@@ -112,11 +113,13 @@ QUEUE = Verdict("queue")
 JOIN = Verdict("join")
 PREEMPT = Verdict("preempt")
 
+_ASK_THE_GUEST = ("detach", "cdrom-insert", "cdrom-eject")  # these wait for it to let go of something
+
 # What may cut short what: each of these undoes itself cleanly when cancelled.
 _PREEMPTS = {
-    "stop": {"start", "restart", "detach"},
-    "kill": {"start", "restart", "stop", "pause", "resume", "reset", "detach"},
-    "rm": {"create", "start", "restart", "stop", "pause", "resume", "reset", "kill", "detach"},
+    "stop": {"start", "restart", *_ASK_THE_GUEST},
+    "kill": {"start", "restart", "stop", "pause", "resume", "reset", *_ASK_THE_GUEST},
+    "rm": {"create", "start", "restart", "stop", "pause", "resume", "reset", "kill", *_ASK_THE_GUEST},
 }
 _JOINS = {"stop", "kill", "rm"}
 _ENDED = (Phase.CREATED, Phase.STOPPED, Phase.CRASHED)
@@ -286,4 +289,6 @@ _RULES = {
     "attach": _settled("attach to", Phase.RUNNING, Phase.PAUSED),
     "volume-resize": _settled("resize a volume of", Phase.RUNNING, Phase.PAUSED),
     "detach": _settled("detach from", Phase.RUNNING),
+    "cdrom-insert": _settled("insert a medium into", Phase.RUNNING, Phase.PAUSED),
+    "cdrom-eject": _settled("eject the medium of", Phase.RUNNING, Phase.PAUSED),
 }

@@ -1,5 +1,5 @@
 """The verbs on a machine: start, stop, restart, reset, pause, resume, suspend, kill, rename, fork, attach,
-detach."""
+detach, cdrom-insert, cdrom-eject."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from insula.control.control import VerbRequest
 from insula.model.base import Duration, Name, Value
+from insula.model.device.cdrom import Insertion
 from insula.model.volume import VolumeMount
 from insula.server.answer import submit_and_answer, verb_responses
 from insula.server.parameters import IfMatch, Wait, parse_if_match
@@ -49,6 +50,12 @@ class DetachParameters(Value):
     """volume: its name."""
 
     volume: Name
+
+
+class EjectParameters(Value):
+    """force: also from a guest that has locked it."""
+
+    force: bool = False
 
 
 class ForkParameters(Value):
@@ -185,6 +192,35 @@ async def detach_volume(
 ) -> Response:
     """Take a volume back; done once the guest has let go of it, refused (409) when it does not."""
     return await _submit(request, "detach", body, wait, if_match)
+
+
+@router.post("/cdrom-insert", operation_id="insert_cdrom", response_model=None, responses=verb_responses(412))
+async def insert_cdrom(
+    request: Request,
+    project: str,
+    name: str,
+    body: Insertion,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Put an image into the machine's CD drive, at once when it runs, in place of what is in it.
+
+    A machine without a drive gets one; on the bus `ata` only while it is off.
+    """
+    return await _submit(request, "cdrom-insert", body, wait, if_match)
+
+
+@router.post("/cdrom-eject", operation_id="eject_cdrom", response_model=None, responses=verb_responses(412))
+async def eject_cdrom(
+    request: Request,
+    project: str,
+    name: str,
+    body: Annotated[EjectParameters | None, Body()] = None,
+    wait: Wait = 0,
+    if_match: IfMatch = None,
+) -> Response:
+    """Empty the machine's CD drive; refused (409) where the guest has locked it, unless forced."""
+    return await _submit(request, "cdrom-eject", body, wait, if_match)
 
 
 @router.post("/fork", operation_id="fork_machine", response_model=None, responses=verb_responses(412))

@@ -12,10 +12,10 @@ from insula.control.control import MachineState, VolumeState
 from insula.kit.paths import VOLUME_DISK, Home
 from insula.model.base import Value
 from insula.model.device import DeviceBase
+from insula.model.device.cdrom import Cdrom, CdromBus
 from insula.model.device.disk import Bus, Disk
 from insula.model.device.nic import NetworkMode, Nic, Publish
-from insula.model.image import BootMode
-from insula.model.machine import Power, RunPolicy
+from insula.model.machine import MachineBoot, Power, RunPolicy
 from insula.model.observation import AcceleratorFact, AgentState, ExitEvidence, Phase
 from insula.model.operation import Operation
 from insula.server.info import DaemonInfo
@@ -30,6 +30,14 @@ class AttachedVolumeView(Value):
     read_only: bool
     bus: Bus
     serial: str
+
+
+class CdromView(Value):
+    """The CD drive of a machine. image, image_digest: of the medium in it, null where it is empty."""
+
+    bus: CdromBus
+    image: str | None
+    image_digest: str | None
 
 
 class MachineView(Value):
@@ -55,10 +63,11 @@ class MachineView(Value):
     power: Power
     run_policy: RunPolicy
     ephemeral: bool
-    boot: BootMode
+    boot: MachineBoot
     network: NetworkMode
     publish: tuple[Publish, ...]
     volumes: tuple[AttachedVolumeView, ...]
+    cdrom: CdromView | None
     accelerator: AcceleratorFact | None
     engine_version: str
     agent: AgentState
@@ -93,6 +102,7 @@ def view_machine(state: MachineState, home: Home) -> MachineView:
         network=nic.mode if nic is not None else NetworkMode.NONE,
         publish=nic.publish if nic is not None else (),
         volumes=tuple(_attached_volumes(document.devices)),
+        cdrom=_cdrom(document.cdrom),
         accelerator=seen.accelerator,
         engine_version=seen.engine_version,
         agent=seen.agent,
@@ -108,6 +118,17 @@ def _attached_volumes(devices: Iterable[DeviceBase]) -> Iterable[AttachedVolumeV
             yield AttachedVolumeView.model_construct(
                 name=device.volume.name, read_only=device.read_only, bus=device.bus, serial=device.serial
             )
+
+
+def _cdrom(drive: Cdrom | None) -> CdromView | None:
+    if drive is None:
+        return None
+    medium = drive.medium
+    return CdromView.model_construct(
+        bus=drive.bus,
+        image=medium.name if medium is not None else None,
+        image_digest=medium.digest if medium is not None else None,
+    )
 
 
 class VolumeUserView(Value):

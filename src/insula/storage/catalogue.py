@@ -45,7 +45,7 @@ class CatalogueEntry(Value):
     sha512: str | None = Field(default=None, pattern=r"^[0-9a-fA-F]{128}$")
     checksum_url: str | None = None
     size: Size | None = None
-    format: Literal["raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "qed", "parallels"]
+    format: Literal["raw", "qcow2", "vmdk", "vhd", "vhdx", "vdi", "qed", "parallels", "iso"]
     compression: Literal["none", "gzip", "xz"] = "none"
     default_user: str = "root"
     cloud_init: bool = True

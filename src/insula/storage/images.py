@@ -81,6 +81,21 @@ class ImageStore:
             claims.mkdir(parents=True, exist_ok=True)
             write_atomically(claims / holder.name, str(holder.absolute()), mode=0o644)
 
+    def hold(self, digests: Collection[str], holder: Path) -> None:
+        """Keep the files of these images, and of no others, for the directory `holder`. Idempotent.
+
+        Raises ImageNotFound; then the holder keeps what it had.
+        """
+        with self._locked():
+            wanted = {self.blob(digest).name for digest in digests}
+            for name in sorted(wanted):
+                claims = self.root / _CLAIMS / name
+                claims.mkdir(parents=True, exist_ok=True)
+                write_atomically(claims / holder.name, str(holder.absolute()), mode=0o644)
+            for claim in (self.root / _CLAIMS).glob(f"*/{holder.name}"):
+                if claim.parent.name not in wanted and claim.read_text() == str(holder.absolute()):
+                    claim.unlink()
+
     def remove(self, name: str, in_use: Collection[str] = ()) -> bool:
         """Forget the name, and the files too unless a machine uses them; True if those are gone.
 

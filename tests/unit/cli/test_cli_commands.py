@@ -433,7 +433,7 @@ def test_image_import(stub: Stub, insula: Command, tmp_path: Path, monkeypatch: 
         "format": "raw",
         "replace": True,
     }
-    assert insula("image", "import", "x", "--format", "iso").status == 64
+    assert insula("image", "import", "x", "--format", "floppy").status == 64
 
 
 def test_image_pull_and_export(

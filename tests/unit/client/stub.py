@@ -233,6 +233,7 @@ def machine(name: str = "web", **fields: Any) -> dict[str, Any]:
         "network": "user",
         "publish": [{"host_address": "127.0.0.1", "host_port": 2222, "guest_port": 22, "protocol": "tcp"}],
         "volumes": [],
+        "cdrom": None,
         "accelerator": {"name": "tcg", "reason": "KVM opens and does not run"},
         "engine_version": "7.2.9",
         "agent": "connected",

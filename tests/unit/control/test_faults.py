@@ -18,7 +18,7 @@ from insula.model.operation import OperationState
 from insula.node.procedure import DaemonDied, Faults
 from insula.storage.images import ImageStore
 from insula.storage.volumes import virtual_size
-from tests.support.host import FakeHost, publish_fake_image
+from tests.support.host import FakeHost, publish_fake_image, publish_medium
 
 needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 
@@ -63,6 +63,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Phase | None]] = {
     "attach": ("with a volume", {"volume": "data"}, Phase.RUNNING),
     "detach": ("attached", {"volume": "data"}, Phase.RUNNING),
     "volume-resize": ("attached", {"size": "2MiB"}, Phase.RUNNING),
+    "cdrom-insert": ("with other in its drive", {"image": "tools"}, Phase.RUNNING),
+    "cdrom-eject": ("with tools in its drive", {}, Phase.RUNNING),
     "fork": ("running", {"count": 2, "names": "sibling{n}"}, Phase.RUNNING),
 }
 # verb -> what there is before it besides the source, its parameters, sizes of volumes after it
@@ -106,6 +108,8 @@ PLACES = {
     "attach": ["plug"],
     "detach": ["unplug"],
     "volume-resize": ["grow disk"],
+    "cdrom-insert": ["insert"],
+    "cdrom-eject": ["eject"],
     "fork": ["capture"],
 }
 EVERY_PLACE = [
@@ -115,7 +119,7 @@ EVERY_PLACE = [
     for when in ("before", "after")
 ]
 # Verbs that go one way: what a failed step had already done stays done, and the machine says so.
-ONE_WAY = ("stop", "restart", "kill", "rm", "reset", "detach", "volume-resize")
+ONE_WAY = ("stop", "restart", "kill", "rm", "reset", "detach", "volume-resize", "cdrom-eject")
 
 
 @pytest.fixture
@@ -137,6 +141,10 @@ async def bring_to(host: FakeHost, state: str) -> None:
         await host.do("pause")
     if state == "attached":
         await host.do("attach", volume="data")
+    if state.endswith("in its drive"):
+        for image in ("tools", "other"):
+            publish_medium(ImageStore(host.home.images), image)
+        await host.do("create", spec={"cdrom": state.split()[1]}, start=True)
 
 
 def files(host: FakeHost) -> list[str]:
@@ -186,6 +194,7 @@ async def test_a_failure_anywhere_is_undone_and_told(forking_host: FakeHost, ver
         assert not [m for m in host.world.machines.values() if m.exit.value is None]
     elif verb not in ONE_WAY:
         assert host.seen().phase is before
+        assert verb != "cdrom-insert" or in_drive(host) == "other"
     # Whatever it was, the same verb said again succeeds (or its end has been reached already).
     again_at_once = verb == "reset" or (after is not None and not reached(host, verb))
     if after is None or host.machine() is None or host.seen().phase is not after or again_at_once:
@@ -233,6 +242,8 @@ async def test_a_daemon_that_dies_anywhere_is_followed_by_one_that_finishes(
 
 def reached(host: FakeHost, verb: str) -> bool:
     """Whether document, guest and volume agree that a verb on disks has been done; true of other verbs."""
+    if verb.startswith("cdrom-"):
+        return in_drive(host) == {"cdrom-insert": "tools", "cdrom-eject": None}[verb]
     has = {"attach": ["data"], "detach": [], "volume-resize": ["data"]}.get(verb)
     if has is None:
         return True
@@ -244,6 +255,22 @@ def reached(host: FakeHost, verb: str) -> bool:
     names = [d.volume.name for d in machine.devices if isinstance(d, Disk) and d.volume is not None]
     size = 2**21 if verb == "volume-resize" else 2**20
     return names == has and host.volumes() == {"data": size}
+
+
+def in_drive(host: FakeHost) -> str | None:
+    """The image in the drive, of which document and guest must agree; and its files must be kept."""
+    machine = host.machine()
+    assert machine is not None
+    assert machine.cdrom is not None
+    medium, drive = machine.cdrom.medium, host.world.machine("web").drive
+    assert drive.medium == (medium.uid if medium is not None else None)
+    assert not drive.tray_open
+    if medium is None:
+        return None
+    ImageStore(host.home.images).prune()
+    assert drive.file is not None
+    assert drive.file.exists()
+    return medium.name
 
 
 @pytest.mark.parametrize(("verb", "place"), VOLUME_PLACES)

@@ -412,6 +412,7 @@ CASES = {
         (ON, {1, 2}, {"one"}),
         (ON, {1, 2}, set()),
         ("remove files",),
+        ("after remove files",),
     ),
     "suspend": Case(
         "suspend",

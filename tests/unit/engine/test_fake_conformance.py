@@ -21,6 +21,7 @@ from insula.engine.agent.protocol import (
 )
 from insula.engine.fake import FakeEngine, FakeMachine, Script, World
 from insula.engine.protocol import AgentPortChanged, Engine, GuestReset, Instance, LaunchPlan, Paused
+from tests.conformance.cdrom import DriveConformance
 from tests.conformance.engine import EngineConformance, launched, next_event, planned
 
 
@@ -54,6 +55,10 @@ def bench(tmp_path: Path) -> FakeBench:
 
 
 class TestFakeEngine(EngineConformance):
+    pass
+
+
+class TestFakeDrive(DriveConformance):
     pass
 
 

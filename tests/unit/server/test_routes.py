@@ -114,6 +114,7 @@ async def test_machine_object(api: httpx.AsyncClient, daemon: DaemonInfo, contro
         "network": "isolated",
         "publish": [{"host_port": 2222, "guest_port": 22, "host_address": "127.0.0.1", "protocol": "tcp"}],
         "volumes": [],
+        "cdrom": None,
         "accelerator": {"name": "tcg", "reason": "no KVM here"},
         "engine_version": "7.2",
         "agent": "connected",
@@ -164,11 +165,17 @@ async def test_verbs_with_parameters(api: httpx.AsyncClient, control: FakeContro
     await api.post(f"{WEB}/stop", json={"timeout": "1m30s", "force": False})
     await api.post(f"{WEB}/restart", json={"timeout": 5})
     await api.post(f"{WEB}/rename", json={"name": "new"})
+    await api.post(f"{WEB}/cdrom-insert", json={"image": "tools", "bus": "scsi"})
+    await api.post(f"{WEB}/cdrom-eject")
+    await api.post(f"{WEB}/cdrom-eject", json={"force": True})
     await api.delete(WEB, params={"force": "true"})
     assert [(request.verb, request.parameters) for request in control.requests] == [
         ("stop", {"timeout": 90.0, "force": False}),
         ("restart", {"timeout": 5.0}),
         ("rename", {"name": "new"}),
+        ("cdrom-insert", {"image": "tools", "bus": "scsi"}),
+        ("cdrom-eject", {}),
+        ("cdrom-eject", {"force": True}),
         ("rm", {"force": True}),
     ]
 

@@ -57,6 +57,14 @@ def test_a_hostile_header_is_refused_for_its_reason(header_of: HeaderOf, image: 
     assert refused.value.message.isprintable()
 
 
+@pytest.mark.parametrize("standard", [b"CD001", b"BEA01"])
+def test_a_cd_that_would_boot_as_a_disk_is_a_cd(header_of: HeaderOf, standard: bytes) -> None:
+    hybrid = bytearray(GOOD["raw"])
+    hybrid[0x8001:0x8006] = standard
+    assert inspect(header_of(bytes(hybrid))).format == "iso"
+    assert inspect(header_of(bytes(hybrid)), "raw").format == "raw"
+
+
 def test_a_fixed_vhd_is_found_by_its_end(header_of: HeaderOf) -> None:
     facts = inspect(header_of(bytes(MIB) + vhd_footer(kind=2, table=2**64 - 1)))
     assert (facts.format, facts.virtual_size) == ("vhd", MIB)

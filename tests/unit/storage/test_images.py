@@ -106,6 +106,27 @@ def test_prune_keeps_what_is_named_claimed_or_in_use(store: ImageStore, tmp_path
         store.blob(A)
 
 
+def test_a_holder_holds_what_it_says_and_nothing_else(store: ImageStore, tmp_path: Path) -> None:
+    put(store, A)
+    put(store, B)
+    machine, namesake = (tmp_path / home / "machines" / "uid1" for home in ("home", "other-home"))
+    for directory in (machine, namesake):
+        directory.mkdir(parents=True)
+    for _ in range(2):
+        store.hold([A, B], machine)
+    assert store.prune() == ()
+    with pytest.raises(ImageNotFound):
+        store.hold(["sha256:" + "e" * 64], machine)
+    assert store.prune() == ()
+    store.hold([B], machine)
+    assert store.prune() == (A,)
+    put(store, A)
+    put(store, B)
+    store.claim(A, namesake)
+    store.hold([B], machine)  # the claim on A is another home's
+    assert store.prune() == ()
+
+
 def test_another_home_s_claim_counts(store: ImageStore, tmp_path: Path) -> None:
     put(store, A)
     machine = tmp_path / "other-home" / "machines" / "uid2"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
 import random
 import select
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pycdlib
 import pytest
 
 from insula.kit.errors import InsulaError
@@ -481,3 +483,18 @@ def test_holes_and_zeros_are_the_same_content(tmp_path: Path) -> None:
 
     assert digest(sparse) == digest(full)
     assert digest(full) != digest(other)
+
+
+@needs_tool
+async def test_an_iso_is_kept_byte_for_byte(store: ImageStore, tmp_path: Path) -> None:
+    path = tmp_path / "tools.iso"
+    iso = pycdlib.PyCdlib()
+    iso.new(vol_ident="TOOLS")
+    iso.add_fp(io.BytesIO(b"hello"), 5, "/HELLO.;1")
+    iso.write(str(path))
+    iso.close()
+    image = await import_file(path, "tools", ImageProperties(), store, nothing)
+    assert image.disk is not None
+    assert image.disk.format == "raw"
+    assert image.summary == "imported from iso"
+    assert (store.directory("tools") / image.disk.file).read_bytes() == path.read_bytes()

@@ -354,7 +354,7 @@ def test_a_catalogue_of_ones_own_comes_first(mirror: Mirror, tmp_path: Path) -> 
         ({"checksum_url": None}, "images.0"),
         ({"checksum_url": "http://a.invalid/SUMS"}, "images.0"),
         ({"sha256": "abc"}, "images.0.sha256"),
-        ({"format": "iso"}, "images.0.format"),
+        ({"format": "floppy"}, "images.0.format"),
         ({"name": "../up"}, "images.0.name"),
         ({"default_user": "x; rm"}, "images.0.default_user"),
         ({"what": 1}, "images.0.what"),

@@ -6,6 +6,7 @@ import secrets
 from typing import Any
 
 from insula.control.desk import Conclusion, Desk, Intent
+from insula.control.media import with_cdrom
 from insula.control.request import VerbRequest
 from insula.control.volumes import with_volumes
 from insula.kit.clock import utc_now
@@ -27,7 +28,7 @@ class MachineNameTaken(Conflict):
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
     """Raises BadDocument, BadName, MachineNameTaken, ImageNotFound, MemoryExceedsHost, BadCloudInit,
-    VolumeNotFound, VolumeInUse, VolumeBusy, and what resolve() does.
+    VolumeNotFound, VolumeInUse, VolumeBusy, NotAMedium, and what resolve() does.
 
     Where the image is not there but can be built, the operation waits (`awaiting`) and its machine is
     resolved and recorded by `resume_after_build` once the image is.
@@ -50,6 +51,7 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     if parameters["start"]:
         machine = machine.changed(power=Power.ON)
     machine, untouched = with_volumes(desk, machine, spec.volumes)
+    machine = await with_cdrom(desk, machine, spec.cdrom)
     operation = desk.operation(VerbRequest("create", request.project, name, parameters), machine)
     changes = (Put(machine, expect=0), *untouched)
     return Intent(operation, changes, (desk.event("machine.created", machine),))
@@ -88,6 +90,7 @@ async def resume_after_build(desk: Desk, operation: Operation) -> Intent:
     if operation.parameters["start"]:
         machine = machine.changed(power=Power.ON)
     machine, untouched = with_volumes(desk, machine, spec.volumes)
+    machine = await with_cdrom(desk, machine, spec.cdrom)
     parameters = {key: value for key, value in operation.parameters.items() if key != "awaiting"}
     ready = operation.model_copy(update={"parameters": parameters, "progress": None})
     return Intent(ready, (Put(machine, expect=0), *untouched), (desk.event("machine.created", machine),))

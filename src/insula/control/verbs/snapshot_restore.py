@@ -12,6 +12,7 @@ from insula.control.desk import Conclusion, Desk, Intent
 from insula.control.request import VerbRequest
 from insula.control.snapshots import find_whole
 from insula.control.volumes import VolumeNotFound, attachments, refuse_busy, refuse_use, untouched, volume_of
+from insula.model.base import new_uid
 from insula.model.machine import Machine, Power
 from insula.model.operation import Operation
 from insula.model.snapshot import Snapshot
@@ -37,7 +38,7 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     parameters: dict[str, Any] = {"snapshot": snapshot.uid, "name": snapshot.name}
     parameters |= {"start": start, "disks_only": disks_only}
     asked = VerbRequest(request.verb, request.project, request.name, parameters, request.if_generation)
-    wanted = {"devices": snapshot.machine.devices, "power": Power.ON if runs else Power.OFF}
+    wanted = {"devices": _devices(snapshot), "power": Power.ON if runs else Power.OFF}
     before = {
         "devices": [device.model_dump(mode="json") for device in machine.devices],
         "power": machine.power,
@@ -46,6 +47,15 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     operation = intent.operation.changed(remembered={"before": before})
     changes = (*intent.changes, Put(snapshot, stored.revision), *(untouched(volume) for volume in volumes))
     return Intent(operation, changes)
+
+
+def _devices(snapshot: Snapshot) -> tuple[Any, ...]:
+    """As they were; what is in the drive is put in anew, whatever the guest has thrown out since."""
+    machine = snapshot.machine
+    drive = machine.cdrom
+    if drive is None or drive.medium is None:
+        return machine.devices
+    return machine.with_cdrom(drive.changed(medium=drive.medium.changed(uid=new_uid())))
 
 
 def _claim_volumes(desk: Desk, machine: Machine, snapshot: Snapshot) -> list[Stored[Volume]]:

@@ -15,13 +15,14 @@ class Surroundings:
     """What a device may depend on besides its own document.
 
     features: of EngineFacts. vessel: the machine never runs, and has no disks. forked: it wakes up with the
-    state of a template's devices.
+    state of a template's devices. boots_from_cdrom: before its disks.
     """
 
     machine_type: str
     features: frozenset[str]
     vessel: bool = False
     forked: bool = False
+    boots_from_cdrom: bool = False
 
 
 Fragment = tuple[str, ...]

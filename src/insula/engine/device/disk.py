@@ -14,7 +14,10 @@ from insula.model.device.base import DeviceBase
 from insula.model.device.disk import Disk
 
 SERIAL_LENGTH = 20  # VIRTIO 1.1, 5.2.6.1: VIRTIO_BLK_ID_BYTES; SCSI serials may be longer, ours are not
-CONTROLLER = {"driver": "virtio-scsi-pci", "id": "scsi0"}  # one a machine, when it has a disk on it
+# One a machine, when it has something on it. Its place is fixed, so that it is where a launch would have put
+# it when it is plugged, and moves no other device when it is launched: the state of a fork's devices is found
+# by their places.
+CONTROLLER = {"driver": "virtio-scsi-pci", "id": "scsi0", "addr": "0x1e"}
 
 
 def node_of(disk_id: str) -> str:
@@ -58,12 +61,12 @@ def frontend(disk: Disk) -> dict[str, Any]:
 
 
 def needs_controller(devices: Iterable[DeviceBase]) -> bool:
-    return any(isinstance(device, Disk) and device.bus == "scsi" for device in devices)
+    return any(getattr(device, "bus", "") == "scsi" for device in devices)
 
 
 def launch_controllers(devices: Iterable[DeviceBase]) -> Fragment:
-    """The scsi controller, before the disks that sit on it; none where there are none."""
-    return ("-device", _line(CONTROLLER)) if needs_controller(devices) else ()
+    """The scsi controller, before the disks and drives that sit on it; none where there are none."""
+    return ("-device", line(CONTROLLER)) if needs_controller(devices) else ()
 
 
 @launches("disk")
@@ -72,18 +75,18 @@ def launch(disk: Disk, surroundings: Surroundings) -> Fragment:
     medium = backend(disk)
     if surroundings.vessel:
         medium = {"driver": "null-co", **{key: medium[key] for key in ("node-name", "read-only")}}
-    return ("-blockdev", _line(_flat(medium)), "-device", _line(frontend(disk)))
+    return ("-blockdev", line(flat(medium)), "-device", line(frontend(disk)))
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested pairs with dotted keys, as the command line has them."""
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
 
 
-def _line(pairs: dict[str, Any]) -> str:
+def line(pairs: dict[str, Any]) -> str:
     """'driver,key=value,...' for -device, 'driver=qcow2,...' for -blockdev."""
     words = {
         key: ("on" if value else "off") if isinstance(value, bool) else value for key, value in pairs.items()

@@ -23,8 +23,8 @@ from insula.node.templates import TemplateFailed
 async def make_directory(context: MachineContext) -> None:
     context.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     context.keep_document()
-    # The image's files stay as long as this directory does, whatever becomes of the image's name.
-    await asyncio.to_thread(context.rooms.images.claim, context.machine.image.digest, context.directory)
+    # Its images' files stay as long as this directory does, whatever becomes of the images' names.
+    await asyncio.to_thread(context.rooms.images.hold, context.machine.digests, context.directory)
 
 
 async def remove_directory(context: MachineContext) -> None:

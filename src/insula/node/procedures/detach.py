@@ -37,7 +37,7 @@ async def unplug(context: MachineContext) -> None:
         try:
             await context.instance.disks.detach(disk, PATIENCE)
         except EngineLost:
-            if not await _has_ended(context):
+            if not await has_ended(context):
                 raise
     # The copy for recovery first: a ledger made from it must not give one volume to two machines.
     machine = context.machine
@@ -47,7 +47,7 @@ async def unplug(context: MachineContext) -> None:
     context.outcome.update(volume=context.parameters["volume"])
 
 
-async def _has_ended(context: MachineContext) -> bool:
+async def has_ended(context: MachineContext) -> bool:
     """Whether the process is gone, and with it everything it had open."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAST_WORDS):

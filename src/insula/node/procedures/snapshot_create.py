@@ -6,6 +6,7 @@ stand on one more layer, which is merged some time (`merge`).
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Sequence
@@ -37,6 +38,7 @@ async def take(context: MachineContext) -> None:
     instance = context.instance
     directory = snapshots.directory(uid)
     directory.mkdir(parents=True, mode=0o700)
+    await asyncio.to_thread(context.rooms.images.hold, context.machine.digests, directory)
     kept, tag = snapshots.kept_disks(context.machine), _tag(context, context.operation.recovered)
     disks, switches = [], []
     for disk in kept:

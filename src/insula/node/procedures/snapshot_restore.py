@@ -11,6 +11,7 @@ All that can be refused is refused in `prepare`. Until `let go` the old disks ar
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -122,6 +123,7 @@ async def let_go(context: MachineContext) -> None:
     for disk, _ in _pairs(context):
         chain.sweep(disk.directory, disk.file)
     suspension.remove(context.directory)
+    await asyncio.to_thread(context.rooms.images.hold, context.machine.digests, context.directory)
     context.keep_document()
     if context.instance is None:
         await context.observer.see(phase=Phase.STOPPED, reason="A snapshot was restored.")

@@ -6,6 +6,7 @@ nobody but us may speak to it. What it wakes up with, if with anything: `waking`
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from insula.engine.errors import TemplateGone
@@ -23,6 +24,8 @@ async def prepare(context: MachineContext) -> None:
     """What the launch needs is there; how the machine ended last time stops being its present state."""
     context.keep_document()
     context.boot_files()
+    # Also lets go of a medium that the guest threw out while it ran last.
+    await asyncio.to_thread(context.rooms.images.hold, context.machine.digests, context.directory)
     seen = context.observer.seen
     by_repair = context.parameters.get("by") == "repair"
     restarts = (seen.restarts if seen else 0) + 1 if by_repair else 0

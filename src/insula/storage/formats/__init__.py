@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from insula.storage.errors import UnknownFormat
-from insula.storage.formats import parallels, qcow2, qed, raw, vdi, vhd, vhdx, vmdk
+from insula.storage.formats import iso, parallels, qcow2, qed, raw, vdi, vhd, vhdx, vmdk
 from insula.storage.formats.header import MOST_VIRTUAL, DiskFacts, Extent, Header
 
 __all__ = ["FORMATS", "MOST_VIRTUAL", "DiskFacts", "Extent", "Format", "Header", "find_format", "inspect"]
@@ -37,8 +37,9 @@ class Format(Protocol):
     def inspect(self, header: Header) -> DiskFacts: ...
 
 
-# In the order in which they are looked for: raw has no magic number of its own and comes last.
-_MODULES: tuple[Format, ...] = (qcow2, vmdk, vhdx, vdi, qed, parallels, vhd, raw)
+# In the order in which they are looked for: raw has no magic number of its own and comes last. An image of a
+# CD may look like a disk, too (its first sectors are anybody's), so it comes before that.
+_MODULES: tuple[Format, ...] = (qcow2, vmdk, vhdx, vdi, qed, parallels, vhd, iso, raw)
 FORMATS: dict[str, Format] = {module.NAME: module for module in _MODULES}
 
 
