@@ -65,8 +65,8 @@ def _render(info: MachineInfo) -> str:
     ]
     lines = [f"{key + ':':<13}{value}" for key, value in rows if value]
     lines += _how_to_reach(info)
-    if info["last_exit"]:
-        lines += _last_exit(info["last_exit"])
+    if info["last_exit"] and info["phase"] != "suspended":  # its process had to end, and was ended by us
+        lines += _last_exit(info["last_exit"], info["phase"])
     return "\n".join(lines) + "\n"
 
 
@@ -113,14 +113,14 @@ def _how_to_reach(info: MachineInfo) -> list[str]:
     return lines
 
 
-def _last_exit(last: ExitInfo) -> list[str]:
+def _last_exit(last: ExitInfo, phase: str) -> list[str]:
     how = _CAUSES.get(last["cause"], last["cause"])
     if last["signal"]:
         how += f", by signal {last['signal']}"
     elif last["exit_status"] is not None:
         how += f", exit status {last['exit_status']}"
     lines = [f"{'last exit:':<13}{ago(last['at'])}: {how}"]
-    if last["cause"] in ("crash", "host-kill"):
+    if last["cause"] == "crash" or (last["cause"] == "host-kill" and phase == "stopped"):
         for key in ("command", "stderr", "serial"):
             text = str(last[key]).rstrip("\n")
             if text:

@@ -49,6 +49,7 @@ GROUPS = {
     },
     "The host": {
         "doctor": "Say what this host has and lacks, and how to mend it",
+        "system": "Say what files take, what is wrong with them, and remove what nobody needs",
         "events": "Print what happened, and what happens",
         "op": "List, wait for and cancel operations",
         "daemon": "Show, stop and start the daemon",

@@ -17,6 +17,7 @@ PHASE_COLOURS = {
     "starting": YELLOW,
     "paused": YELLOW,
     "stopping": YELLOW,
+    "suspended": YELLOW,
     "crashed": RED,
     "stopped": DIM,
     "created": DIM,

@@ -61,6 +61,9 @@ class _Option:
         self.help = help
 
 
+_USAGE = {"1": "{}", "?": "[{}]", "+": "{} ...", "*": "[{} ...]"}  # by count
+
+
 class Parser:
     """The parser of one command, with the options every command has: --json (where it prints data), -q, -v.
 
@@ -81,7 +84,7 @@ class Parser:
         self._examples = examples
         self._guest_command = guest_command
         self._options: list[_Option] = []
-        self._positional: list[tuple[str, str, str, str]] = []  # attribute, metavar, "1" "+" or "*", help
+        self._positional: list[tuple[str, str, str, str]] = []  # attribute, metavar, count, help
         self.json = json
 
     def flag(
@@ -107,7 +110,7 @@ class Parser:
         self._options.append(_Option(names, convert, default, None, shown, choices, repeat, help))
 
     def argument(self, attribute: str, metavar: str, help: str, count: str = "1") -> None:
-        """A positional argument; count: '1', '+' (at least one) or '*' (any number)."""
+        """A positional argument; count: '1', '?' (at most one), '+' (at least one) or '*' (any number)."""
         self._positional.append((attribute, metavar, count, help))
 
     def add_names(self, what: str = "machine", count: str = "+") -> None:
@@ -190,6 +193,8 @@ class Parser:
                 if not left:
                     raise self._error(f"'insula {self._command}' needs {metavar}.")
                 setattr(options, attribute, left.pop(0))
+            elif count == "?":
+                setattr(options, attribute, left.pop(0) if left else None)
             else:
                 if count == "+" and not left:
                     raise self._error(f"'insula {self._command}' needs at least one {metavar}.")
@@ -224,7 +229,7 @@ class Parser:
         """What --help prints."""
         usage = [f"Usage: insula {self._command} [OPTIONS]"]
         for _, metavar, count, _ in self._positional:
-            usage.append({"1": metavar, "+": f"{metavar} ...", "*": f"[{metavar} ...]"}[count])
+            usage.append(_USAGE[count].format(metavar))
         if self._guest_command:
             usage.append("-- COMMAND ..." if self._command == "exec" else "[-- COMMAND ...]")
         lines = [" ".join(usage), "", self._summary, ""]

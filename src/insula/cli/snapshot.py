@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 from insula.cli.groups import run_subcommand
-from insula.cli.operate import perform, perform_each
+from insula.cli.interrupts import Ended, arm
+from insula.cli.operate import ProgressLine, perform, perform_each, tell_notes
 from insula.cli.output import age, ago, print_json, print_table, say
 from insula.cli.output import size as shown_size
 from insula.cli.parser import Parser, UsageError
@@ -52,34 +53,27 @@ def _create(argv: list[str]) -> int:
         name=False,
         examples="insula snapshot create web before-upgrade --memory\ninsula snapshot create web --quiesce",
     )
-    parser.argument("names", "NAME", "name of the snapshot (default: snap1, snap2, ...)", "*")
+    parser.argument("name", "NAME", "name of the snapshot (default: snap1, snap2, ...)", "?")
     parser.flag("--memory", help="keep what it has in memory too, so that it can go on from this moment")
     parser.flag("--quiesce", help="have its file systems written out and at rest, if its agent can")
     parser.option("--description", metavar="TEXT", default="", help="what it is for")
     options = parser.parse(argv)
-    if len(options.names) > 1:
-        raise UsageError("One snapshot is made at a time; several names were given.", hint="Say one.")
-    name = options.names[0] if options.names else None
     machine = _machine(options)
 
     def submit() -> Operation:
         return machine.submit_snapshot(
-            name, memory=options.memory, quiesce=options.quiesce, description=options.description
+            options.name, memory=options.memory, quiesce=options.quiesce, description=options.description
         )
 
     info = perform(submit, quiet=options.quiet)
     outcome = info["outcome"] or {}
     if options.json:
-        print_json(_find(machine, outcome["name"]))
+        print_json(machine.find_snapshot(outcome["name"]))
         return 0
     print(outcome["name"])
     if outcome.get("stood_seconds") and not options.quiet:
-        say(f"'{options.machine}' stood for {format_duration(outcome['stood_seconds'])}.")
+        say(f"Machine '{options.machine}' stood for {format_duration(outcome['stood_seconds'])}.")
     return 0
-
-
-def _find(machine: Machine, name: str) -> SnapshotInfo:
-    return next(snapshot for snapshot in machine.snapshots() if snapshot["name"] == name)
 
 
 def _ls(argv: list[str]) -> int:
@@ -92,6 +86,8 @@ def _ls(argv: list[str]) -> int:
     elif options.quiet:
         for snapshot in snapshots:
             print(snapshot["name"])
+    elif not snapshots:
+        say(f"Machine '{options.machine}' has none. Make one: insula snapshot create {options.machine}")
     else:
         branches = draw([snapshot["depth"] for snapshot in snapshots])
         rows = [_row(snapshot, branch) for snapshot, branch in zip(snapshots, branches, strict=True)]
@@ -148,7 +144,7 @@ def _info(argv: list[str]) -> int:
         ("parent", snapshot["parent"] or "-"),
         ("taken", ago(snapshot["taken"]) if snapshot["taken"] else "being made"),
         ("machine was", snapshot["phase"] + (", quiesced" if snapshot["quiesced"] else "")),
-        ("stood for", format_duration(snapshot["stood_seconds"])),
+        *([("stood for", format_duration(snapshot["stood_seconds"]))] if snapshot["stood_seconds"] else []),
         ("memory", memory),
         *(
             ("disk", f"{disk['volume'] or disk['id']}, {shown_size(disk['size_bytes'])}")
@@ -179,6 +175,8 @@ def _restore(argv: list[str]) -> int:
         return 1
     if options.keep is not None:
         perform(lambda: machine.submit_keep(options.keep), quiet=options.quiet)
+        if not options.quiet:
+            say(f"What machine '{options.machine}' was until now is kept as '{options.keep}'.")
     info = perform(
         lambda: machine.submit_restore(options.name, start=options.start, disks_only=options.disks_only),
         quiet=options.quiet,
@@ -237,10 +235,19 @@ def _rm(argv: list[str]) -> int:
 
 
 def _wait_merged(options: Options, machine: Machine) -> None:
-    """Until nothing is merged any more. That it gave way to something else is told, and no error."""
+    """Until nothing is merged any more. That it gave way to something else is told, and no error.
+
+    Ctrl-C ends the waiting only: the snapshots are gone already, and what they leave is merged all the same.
+    """
+    arm()
     for operation in machine.merges():
         try:
-            perform(lambda merge=operation: merge, quiet=options.quiet)  # type: ignore[misc]
+            with ProgressLine(options.quiet) as line:
+                info = operation.wait(line.show)
+            tell_notes(info, options.quiet)
         except InsulaError as error:
             if not options.quiet:
                 say(f"What it leaves is merged later: {error.message}")
+        except (KeyboardInterrupt, Ended):
+            say(f"What it leaves is merged all the same; wait for it: insula op wait {operation.uid}")
+            raise

@@ -7,7 +7,7 @@ from insula.cli.parser import Parser, UsageError, duration
 from insula.client.sdk import connect
 from insula.kit.errors import nearest
 
-PHASES = ("created", "starting", "running", "paused", "stopping", "stopped", "crashed")
+PHASES = ("created", "starting", "running", "paused", "stopping", "stopped", "crashed", "suspended")
 
 
 def parser() -> Parser:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from insula.client.operation import Progress
+    from insula.client.system import System
     from insula.client.types import MachineInfo
 
 __all__ = ["Client", "ExecResult", "Machine", "Operation", "Volume", "connect", "run"]
@@ -36,6 +37,13 @@ class Client(ImagesOfHost, VolumesOfHost, HostItself):
 
     def __init__(self, home: str | os.PathLike[str] | None = None, *, start: bool = True) -> None:
         self.transport = Transport(home, start=start)
+
+    @property
+    def system(self) -> System:
+        """What its files take, what is wrong with them, and removing what nobody needs."""
+        from insula.client.system import System
+
+        return System(self.transport)
 
     def machines(self, project: str | None = None) -> list[Machine]:
         """All machines (of a project), each with its `last_info`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-Phase = Literal["created", "starting", "running", "paused", "stopping", "stopped", "crashed"]
+Phase = Literal["created", "starting", "running", "paused", "stopping", "stopped", "crashed", "suspended"]
 
 
 class AcceleratorInfo(TypedDict):
@@ -272,3 +272,86 @@ class DaemonInfo(TypedDict):
     resident_bytes: int
     machines: dict[str, int]
     recovered: list[str]
+
+
+class BytesInfo(TypedDict):
+    """On the disk, each inode once; exclusive: of it, freed with this alone. memory: of the host."""
+
+    size_bytes: int
+    exclusive_bytes: int
+    shared_bytes: int
+    memory_bytes: int
+
+
+class PartInfo(BytesInfo):
+    """What comes and goes as a whole. state: needed making cache unused kept foreign lost orphan."""
+
+    kind: str
+    name: str
+    owner: str
+    state: str
+    reason: str
+    path: str
+
+
+class KindUsageInfo(BytesInfo):
+    kind: str
+    count: int
+    reclaimable_bytes: int
+    reclaimable_memory_bytes: int
+
+
+class UsageInfo(TypedDict):
+    """What a home takes: `insula system df --json`."""
+
+    looked: str
+    home: str
+    images: str
+    free_bytes: int
+    kinds: list[KindUsageInfo]
+    total: BytesInfo
+    reclaimable_bytes: int
+    reclaimable_memory_bytes: int
+    parts: list[PartInfo]
+
+
+class StoreProblemInfo(TypedDict):
+    """Something that is not as it should be. remedy: prune, lost or none. note: worth knowing, no fault."""
+
+    code: str
+    what: str
+    path: str
+    why: str
+    mend: str
+    remedy: Literal["prune", "lost", "none"]
+    note: bool
+    uid: str
+    size_bytes: int
+    memory_bytes: int
+    pid: int | None
+
+
+class CheckInfo(TypedDict):
+    """What `insula system check --json` prints. disks_checked: None unless they were looked into."""
+
+    looked: str
+    clean: bool
+    problems: list[StoreProblemInfo]
+    disks_checked: int | None
+
+
+class RemovedInfo(TypedDict):
+    code: str
+    what: str
+    path: str
+    freed_bytes: int
+    freed_memory_bytes: int
+
+
+class PruneInfo(TypedDict):
+    """What was removed. left: what could not be, each with `what`, `path` and `why`."""
+
+    removed: list[RemovedInfo]
+    left: list[dict[str, str]]
+    freed_bytes: int
+    freed_memory_bytes: int

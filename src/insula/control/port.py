@@ -16,6 +16,7 @@ from insula.model.template import TemplateView
 from insula.storage.recipe import Recipe
 
 if TYPE_CHECKING:
+    from insula.control.housekeeping import Housekeeping
     from insula.storage.catalogue import CatalogueEntry
 
 
@@ -51,6 +52,10 @@ class NodePort(Protocol):
 
     @property
     def snapshots(self) -> SnapshotPort: ...
+
+    @property
+    def housekeeping(self) -> Housekeeping:
+        """What looks after the home's files."""
 
     def nudge(self, uid: str) -> None:
         """Something was written that concerns the machine, image or template `uid`: look at it now."""

@@ -16,12 +16,13 @@ class VerbRequest:
 
     verb: create start stop restart reset pause resume kill rm rename fork attach detach (machines),
     image-build image-import image-pull image-export image-rm image-prune, template-rm template-prune,
-    volume-create volume-clone volume-resize volume-rm. name: of the machine ('' lets create choose one),
-    image, template or volume. parameters: the verb's own, checked by it: create {spec: MachineSpec as JSON,
-    start: bool, cold: bool}; rm {force: bool}; stop and restart {timeout: seconds, force: bool}; rename
-    {name: str}; fork {count, names: pattern with {n}, paused}; attach {volume, read_only, bus}; detach
-    {volume}; volume-create and volume-resize {size}; volume-clone {name}; image-import {ImportSpec},
-    image-pull {PullSpec}, image-export {ExportSpec}; template-prune {unused_for: seconds}.
+    volume-create volume-clone volume-resize volume-rm, system-check system-prune. name: of the machine
+    ('' lets create choose one), image, template or volume. parameters: the verb's own, checked by it:
+    create {spec: MachineSpec as JSON, start: bool, cold: bool}; rm {force: bool}; stop and restart
+    {timeout: seconds, force: bool}; rename {name: str}; fork {count, names: pattern with {n}, paused};
+    attach {volume, read_only, bus}; detach {volume}; volume-create and volume-resize {size}; volume-clone
+    {name}; image-import {ImportSpec}, image-pull {PullSpec}, image-export {ExportSpec}; template-prune
+    {unused_for: seconds}; system-check {CheckSpec}, system-prune {PruneSpec}.
     if_generation: refuse (StaleGeneration, HTTP 412) unless current.
     """
 

@@ -36,6 +36,7 @@ async def capture(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[D
 
     Raises EngineLost and EngineRefused; then the machine runs as it did before.
     """
+    await machine.settle()
     stream = os.memfd_create("insula-stream", os.MFD_CLOEXEC)
     whole = threading.Event()
     try:
@@ -49,6 +50,7 @@ async def capture(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[D
             try:
                 receiving = asyncio.ensure_future(vessel.transfer.receive(reader))
                 await machine.transfer.wait_sent()
+                await machine.settle()
             finally:
                 whole.set()
             await receiving
@@ -65,6 +67,7 @@ async def save(machine: QemuInstance, path: Path, disks: Sequence[DiskSwitch], *
     """See `Engine.save`."""
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        await machine.settle()
         runs = await machine.state() == "running"
         if runs and stay:
             await machine.pause()
@@ -74,9 +77,11 @@ async def save(machine: QemuInstance, path: Path, disks: Sequence[DiskSwitch], *
             stood = await _send(machine, target, disks, runs and not stay)
             await machine.transfer.wait_sent()
             await asyncio.to_thread(os.fsync, target)
+            if not stay:
+                await machine.settle()
         except BaseException:
             with contextlib.suppress(EngineLost, EngineRefused):
-                await machine.transfer.cancel()
+                await machine.settle()
                 if runs and stay:
                     await machine.resume()
             raise
@@ -113,7 +118,7 @@ async def _send(machine: QemuInstance, stream: int, disks: Sequence[DiskSwitch],
             await machine.transfer.wait_sent()
     except BaseException:
         with contextlib.suppress(EngineLost, EngineRefused):
-            await machine.transfer.cancel()
+            await machine.settle()
         raise
     finally:
         if runs:

@@ -32,7 +32,7 @@ class QemuDisks:
         self._execute = execute
         self._released: Cell[frozenset[str]] = Cell(frozenset())
         self._turn = asyncio.Lock()
-        self.merges = Merges(plan.name, execute)
+        self.merges = Merges(plan.name, plan.directory, execute)
 
     def hear_released(self, device: str) -> None:
         """The guest has let go of a device, and it is gone."""

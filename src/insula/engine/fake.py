@@ -497,9 +497,10 @@ class FakeEngine:
         machine = self.world.machines.get(instance.plan.directory)
         if machine is None:
             raise EngineLost(f"Machine '{instance.plan.name}' ended before it could be saved.")
-        if stay and machine.state == "running":
-            machine.pause()
+        path.touch()
         await machine.disks.freeze(disks)
+        if stay:
+            machine.pause()
         write(path, json.dumps({"hostname": machine.hostname, "agent_open": machine.port_open.value}))
         return 0.0
 
@@ -525,6 +526,8 @@ class FakeEngine:
         known = self._live.get(directory)
         if known is None or machine.instance is not known:  # another daemon's, and that one is gone
             known = self._live[directory] = FakeInstance(machine)
+            if machine.state == "prepared" and machine.plan.memory.wakes:
+                machine.state = "paused"  # QEMU does not tell one that was given its state from one that ran
         return known
 
     def read_exit(self, directory: Path) -> ExitEvidence | None:

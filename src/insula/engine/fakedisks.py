@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,19 @@ from insula.kit.units import format_duration
 from insula.model.device.disk import Disk
 
 _NODE = re.compile(r"node-name=(?P<id>[^,]+)-node,read-only=(?P<ro>on|off),.*file\.filename=(?P<file>[^,]+)")
+
+_HEADER = struct.Struct(">4xIQI")  # of qcow2: version, backing file's name: offset, length
+
+
+def _backing(file: Path) -> Path | None:
+    """What a file stands on; None where that is nothing, or the file none of qcow2 (a test may have any)."""
+    try:
+        with file.open("rb") as stream:
+            _, offset, length = _HEADER.unpack(stream.read(_HEADER.size))
+            stream.seek(offset)
+            return file.parent / stream.read(length).decode() if offset else None
+    except (OSError, struct.error, ValueError):
+        return None
 
 
 @dataclass
@@ -74,15 +88,28 @@ class FakeDisks:
 
     async def freeze(self, disks: Sequence[DiskSwitch]) -> None:
         self.check_living()
-        for disk in disks:
+        wanted = [disk for disk in disks if Path(disk.file).name not in self._layers()]
+        for disk in wanted:
             if disk.id not in self.open:
                 raise EngineRefused(f"The machine has no disk '{disk.id}'.")
-        for disk in disks:
+            if not (self.plan.directory / disk.file).exists():
+                raise EngineRefused(f"The monitor of machine '{self.plan.name}' refused '{disk.file}'.")
+        for disk in wanted:
             self.open[disk.id].file = self.plan.directory / disk.file
 
     async def has_layer(self, file: str) -> bool:
         self.check_living()
-        return any(disk.file.name == file for disk in self.open.values())
+        return file in self._layers()
+
+    def _layers(self) -> set[str]:
+        """The plain names of all that is open, also below the files that are written."""
+        found = set()
+        for disk in self.open.values():
+            file: Path | None = disk.file
+            while file is not None:
+                found.add(file.name)
+                file = _backing(file)
+        return found
 
     async def merge(self, disk: Disk, onto: str, base: str | None, report: Callable[[float], None]) -> None:
         """As the real one leaves it, by the tool for disks that nobody has open."""

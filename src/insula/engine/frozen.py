@@ -22,9 +22,9 @@ from insula.kit.clock import boot_id
 from insula.kit.paths import EXIT_STATUS, PID_FILE, QEMU_STDERR, RUN_LOCK
 from insula.kit.run import find_program, run
 
-_HOLDER = ("sleep", "2147483647")  # 68 years, the longest that every sleep(1) takes
+HOLDER = ("sleep", "2147483647")  # 68 years, the longest that every sleep(1) takes
 _SPAWN_TIMEOUT = 10.0  # seconds
-_NAME = "insula-memory"  # as it shows in /proc/PID/maps
+MEMORY_NAME = "insula-memory"  # as it shows in /proc/PID/maps
 _CHUNK = 2**20
 # linux/fcntl.h; the module has it from Python 3.13 on. Mappings that are there go on, new ones cannot write.
 _F_SEAL_FUTURE_WRITE = 0x10
@@ -32,7 +32,7 @@ _F_SEAL_FUTURE_WRITE = 0x10
 
 def create_memory(size: int) -> int:
     """A descriptor of `size` bytes of memory without a name. Raises OSError."""
-    descriptor = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    descriptor = os.memfd_create(MEMORY_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
     except BaseException:
@@ -60,7 +60,7 @@ def touch_all(pid: int) -> None:
         buffer = bytearray(_CHUNK)
         with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
             for line in maps:
-                if f"memfd:{_NAME}" not in line:
+                if f"memfd:{MEMORY_NAME}" not in line:
                     continue
                 start, end = (int(number, 16) for number in line.split(" ", 1)[0].split("-"))
                 memory.seek(start)
@@ -81,7 +81,7 @@ async def hold(directory: Path, memory: int) -> None:
         raise MachineDirectoryBusy(f"A process still runs in {directory}.")
     try:
         holder = await process.start(
-            [find_program(_HOLDER[0]), *_HOLDER[1:]], directory, lock, _SPAWN_TIMEOUT, memory
+            [find_program(HOLDER[0]), *HOLDER[1:]], directory, lock, _SPAWN_TIMEOUT, memory
         )
     finally:
         os.close(lock)

@@ -6,6 +6,12 @@
 Nodes of the block graph are found by the names of their files, which are for good (`DiskSwitch`), so that
 whatever an earlier daemon had done is seen. No reader ever sees anything else through a layer than before: a
 merge may end at any moment, by whatever cause, and is begun again.
+
+    copy ──> pending ──flush──> finalize (the layer's header names another one below it) ──flush──> over
+
+What was copied is in the file before the header says so: the monitor keeps the tables that find it in its own
+memory, and does not write them down before it changes the header. Killed then, it would leave a layer that
+has lost what it took over.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,6 +35,7 @@ Report = Callable[[float], None]
 
 _NODE = re.compile(r"(\.[0-9a-f]{8}|-node)$")
 _LOOK = 0.5  # seconds between looks at how far a merge is; its end is told
+_TABLES = 40 * 2**20  # bytes: at most 32 MiB of L2 tables, and some of refcounts
 
 
 def disk_of_node(node: str) -> str:
@@ -38,7 +46,8 @@ def disk_of_node(node: str) -> str:
 async def find_top(execute: Execute, disk: str) -> str | None:
     """The node that a disk's device stands on now; None when there is no such disk."""
     for entry in await execute("query-block"):
-        if f"/{disk}/" in f"{entry.get('qdev', '')}/" and "inserted" in entry:
+        # A scsi disk is told by its id, one on virtio by the path of what is in the device of that id.
+        if f"/{disk}/" in f"/{entry.get('qdev', '')}/" and "inserted" in entry:
             return str(entry["inserted"]["node-name"])
     return None
 
@@ -81,10 +90,14 @@ def plain_name(file: str) -> str:
     That is a path, or, where a layer's header names the one below otherwise than by the path it was opened
     with, 'json:' and the options that it was opened with.
     """
+    return _path(file).name
+
+
+def _path(file: str) -> Path:
     if file.startswith("json:"):
         options = json.loads(file.removeprefix("json:"))
         file = str(options.get("file", options).get("filename", ""))
-    return Path(file).name
+    return Path(file)
 
 
 def _stands_on(node: dict[str, Any], base: str | None) -> bool:
@@ -93,15 +106,17 @@ def _stands_on(node: dict[str, Any], base: str | None) -> bool:
 
 
 class Merges:
-    """Merges in one machine, one at a time a disk. ended: the jobs that were told to be over."""
+    """Merges in one machine, one at a time a disk. directory: in which its process works."""
 
-    def __init__(self, name: str, execute: Execute) -> None:
+    def __init__(self, name: str, directory: Path, execute: Execute) -> None:
         self._name = name
+        self._directory = directory
         self._execute = execute
-        self._ended: Cell[frozenset[str]] = Cell(frozenset())
+        self._heard: Cell[int] = Cell(0)
 
-    def hear_ended(self, job: str) -> None:
-        self._ended.set(self._ended.value | {job})
+    def hear(self) -> None:
+        """A job is over, or waits to be finalized."""
+        self._heard.set(self._heard.value + 1)
 
     async def merge(self, disk: str, onto: str, base: str | None, report: Report) -> None:
         """See `Disks.merge`.
@@ -109,12 +124,11 @@ class Merges:
         Raises MergeFailed, EngineLost; the disk is whole then, and can be merged again.
         """
         job = f"merge-{disk}"
-        if not await self._is_under_way(job):
+        if await self._find(job) is None:
             await self._begin(job, onto, base)
         try:
-            while not await self._wait_ended(job):
-                report(await self._fraction(job))
-        except asyncio.CancelledError:
+            await self._see_through(job, onto, report)
+        except (asyncio.CancelledError, MergeFailed):
             with contextlib.suppress(EngineLost, EngineRefused):
                 await self._execute("block-job-cancel", device=job, force=True)
                 await self._wait_ended(job)
@@ -126,6 +140,7 @@ class Merges:
                 hint="Is the host's disk full? It is tried again later; nothing is lost.",
                 evidence={"layer": onto, "onto": base},
             )
+        await self._flush(onto)
         await self._close_unused(disk)
 
     async def _begin(self, job: str, onto: str, base: str | None) -> None:
@@ -140,26 +155,55 @@ class Merges:
         if _stands_on(node, base):
             return
         onto_base = {} if below is None else {"base_node": below["node-name"], "backing_file": base}
-        self._ended.set(self._ended.value - {job})
-        await self._execute("block-stream", job_id=job, device=node["node-name"], **onto_base)
+        await self._execute(
+            "block-stream", job_id=job, device=node["node-name"], auto_finalize=False, **onto_base
+        )
 
-    async def _is_under_way(self, job: str) -> bool:
-        return any(entry["device"] == job for entry in await self._execute("query-block-jobs"))
+    async def _see_through(self, job: str, onto: str, report: Report) -> None:
+        while (entry := await self._find(job)) is not None:
+            heard = self._heard.value
+            if entry["status"] == "pending":
+                await self._flush(onto)
+                with contextlib.suppress(EngineRefused):  # an earlier daemon's request has been heard
+                    await self._execute("job-finalize", id=job)
+            elif entry["len"]:
+                report(float(entry["offset"]) / float(entry["len"]))
+            if await self._find(job) == entry:
+                await self._wait_heard(heard)
 
-    async def _wait_ended(self, job: str) -> bool:
-        """Whether the job is over within a little while."""
-        if not await self._is_under_way(job):
-            return True
+    async def _wait_ended(self, job: str) -> None:
+        while await self._find(job) is not None:
+            await self._wait_heard(self._heard.value)
+
+    async def _wait_heard(self, before: int) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK):
-                await self._ended.wait_until(lambda ended: job in ended)
-        return not await self._is_under_way(job)
+                await self._heard.wait_until(lambda heard: heard > before)
 
-    async def _fraction(self, job: str) -> float:
+    async def _find(self, job: str) -> dict[str, Any] | None:
         for entry in await self._execute("query-block-jobs"):
-            if entry["device"] == job and entry["len"]:
-                return float(entry["offset"]) / float(entry["len"])
-        return 1.0
+            if entry["device"] == job:
+                return dict(entry)
+        return None
+
+    async def _flush(self, file: str) -> None:
+        """Have all of a layer in its file. Raises MergeFailed.
+
+        There is no other request for it, and this one does not tell of failure; so there must be room for all
+        that the monitor may have to write (the tables that it keeps in memory: docs/qcow2-cache.txt).
+        """
+        node = (await nodes_by_file(self._execute)).get(file)
+        if node is None:
+            return
+        found = os.statvfs((self._directory / _path(str(node["file"]))).parent)
+        if found.f_bavail * found.f_frsize < _TABLES:
+            raise MergeFailed(
+                f"Layers of a disk of machine '{self._name}' could not be merged: the host's disk is full.",
+                hint="It is tried again later; nothing is lost.",
+                evidence={"layer": file, "free_bytes": found.f_bavail * found.f_frsize},
+            )
+        line = f'qemu-io {node["node-name"]} "flush"'
+        await self._execute("human-monitor-command", command_line=line)
 
     async def _close_unused(self, disk: str) -> None:
         """Let go of the disk's nodes that nothing stands on any more: they keep removed files open.

@@ -276,7 +276,10 @@ class Instance(Protocol):
         """Every event since the launch or adoption, in order, for one reader; ends after `Exited`."""
 
     async def state(self) -> RunState:
-        """What the monitor says now: 'prepared' was never resumed."""
+        """What the monitor says now: 'prepared' was never resumed.
+
+        Of one that wakes up only its launcher knows that; whoever adopts it hears 'paused'.
+        """
 
     async def resume(self) -> None: ...
 

@@ -43,7 +43,10 @@ class StateTransfer:
 
     def heard(self, event: Event) -> None:
         """A MIGRATION event came (qapi/migration.json)."""
-        self._status.set(str(event["data"]["status"]))
+        status = str(event["data"]["status"])
+        if self._status.value == "begun" and status in _ENDS:
+            return  # of the one before, which was given up: each tells first that it is set up
+        self._status.set(status)
 
     def lost(self) -> None:
         """The monitor is gone: nothing will be heard any more."""
@@ -83,10 +86,31 @@ class StateTransfer:
 
     async def wait_sent(self) -> None:
         await self._wait_end("copied", _COPY_TIMEOUT)
+        await self._wait_idle()
 
     async def cancel(self) -> None:
-        """Give up what is under way, if anything."""
+        """Give up what is under way, if anything, also what an earlier daemon began; until that has ended."""
         await self.monitor.execute("migrate_cancel")
+        await self._wait_idle()
+
+    async def _wait_idle(self) -> None:
+        """A transfer that has told its end is still about to change the machine's state for a moment.
+
+        To let the vCPUs run before would be a transition that ends the monitor.
+        """
+        try:
+            async with asyncio.timeout(_TIMEOUT):
+                while True:
+                    if not await self._is_busy():
+                        return
+                    await asyncio.sleep(_LOOK)
+        except TimeoutError as error:
+            raise EngineLost(f"The state of machine '{self._name}' is still on its way.") from error
+
+    async def _is_busy(self) -> bool:
+        if (await self.monitor.execute("query-migrate")).get("status", "none") not in (*_ENDS, "none"):
+            return True
+        return bool((await self.monitor.execute("query-status"))["status"] == "finish-migrate")
 
     async def _wait_under_way(self) -> None:
         """Until the devices are written down and the guest's writes are tracked; no event tells of it."""

@@ -56,7 +56,7 @@ class Operation(Document):
     kind: ClassVar[str] = "operation"
 
     verb: str
-    target_kind: Literal["machine", "image", "template", "volume"]
+    target_kind: Literal["machine", "image", "template", "volume", "system"]
     target: str
     parameters: dict[str, Any] = Field(default_factory=dict)
     state: OperationState = OperationState.QUEUED

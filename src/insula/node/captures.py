@@ -15,6 +15,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 from insula.engine.protocol import DiskSwitch, Engine, Instance, LaunchPlan
 from insula.kit.paths import CAPTURE_DOCUMENT, write_atomically
@@ -32,6 +33,7 @@ class Captures:
         self._root = directory
         self._engine = engine
         self._store = store
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._served: set[str] = set()  # operations that need theirs no more, whatever their record says yet
 
     def directory(self, uid: str) -> Path:
@@ -81,11 +83,14 @@ class Captures:
     async def remove(self, uid: str) -> None:
         """Let go of a capture; forks of it live on. Idempotent."""
         directory = self.directory(uid)
-        if not directory.exists():
-            return
-        (directory / CAPTURE_DOCUMENT).unlink(missing_ok=True)
-        await self._engine.discard(directory)
-        await asyncio.to_thread(shutil.rmtree, directory)
+        # A sweep, a prune and the last of its forks may want it gone at the same time.
+        turn = self._turns.setdefault(uid, asyncio.Lock())
+        async with turn:
+            if not directory.exists():
+                return
+            (directory / CAPTURE_DOCUMENT).unlink(missing_ok=True)
+            await self._engine.discard(directory)
+            await asyncio.to_thread(shutil.rmtree, directory)
 
     async def release(self, uid: str, ended: str) -> None:
         """The operation `ended` needs it no more; once nobody does, it goes."""
@@ -97,8 +102,14 @@ class Captures:
         """Remove what a daemon that died has left and nobody needs."""
         if self._root.is_dir():
             for path in sorted(self._root.iterdir()):
-                if not self._is_needed(path.name):
-                    await self.remove(path.name)
+                await self.drop_unneeded(path.name)
+
+    async def drop_unneeded(self, uid: str) -> bool:
+        """Remove a capture unless an operation needs it; whether it was removed."""
+        if self._is_needed(uid) or not self.directory(uid).exists():
+            return False
+        await self.remove(uid)
+        return True
 
     def _is_needed(self, uid: str) -> bool:
         operations = (stored.document for stored in self._store.all(Operation))

@@ -243,10 +243,12 @@ class MachineActor(Actor):
         state = await instance.state()
         seen = self.observer.seen
         phase = seen.phase if seen is not None else Phase.RUNNING
-        if state == "paused":
+        # One that was starting is so until its operation, which goes on, says otherwise.
+        if state == "paused" and phase is not Phase.STARTING:
             phase = Phase.PAUSED
+            self.seat.stale = instance.plan.memory.saved is not None  # told once too often is no harm
         elif state == "running" and phase not in (Phase.STARTING, Phase.STOPPING):
-            phase = Phase.RUNNING  # one that was starting is so until its operation, which goes on, says so
+            phase = Phase.RUNNING
         elif state == "prepared":
             phase = Phase.STARTING
         await self.observer.see(

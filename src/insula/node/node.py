@@ -33,6 +33,7 @@ from insula.planner.lifecycle import NotRunning
 from insula.storage.recipe import Recipe, list_recipes
 
 if TYPE_CHECKING:
+    from insula.node.housekeeping.keeper import Housekeeper
     from insula.storage.catalogue import CatalogueEntry
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ PATIENCE = 30.0  # seconds for the agent of a guest that has long been up
 HOUSEKEEPING_INTERVAL = 60.0  # seconds between rounds over serial logs
 IMAGE_TARGET = "image:"
 TEMPLATE_TARGET = "template:"
+SYSTEM_TARGET = "system:"
 
 
 class GuestPaused(Conflict):
@@ -113,6 +115,10 @@ class Node:
                 actor = ImageActor(uid, self.rooms)
             elif uid.startswith(TEMPLATE_TARGET):
                 actor = TemplateActor(uid, self.rooms)
+            elif uid.startswith(SYSTEM_TARGET):
+                from insula.node.system_actor import SystemActor
+
+                actor = SystemActor(uid, self.rooms)
             elif self.rooms.store.get(Machine, uid) is not None:
                 actor = MachineActor(uid, self.rooms)
             elif self.rooms.store.get(Volume, uid) is not None:
@@ -152,6 +158,12 @@ class Node:
         templates = self.rooms.templates
         held = [template.held_bytes for template in templates.all()]
         return [*await examine(self.rooms.home, facts), examine_templates(templates.budget, held)]
+
+    @property
+    def housekeeping(self) -> Housekeeper:
+        from insula.node.housekeeping.keeper import Housekeeper
+
+        return Housekeeper(self.rooms)
 
     async def list_images(self) -> list[Image]:
         return self.rooms.images.list()

@@ -123,7 +123,7 @@ class Templates:
         described = "\0".join([facts.build, common.model_dump_json(), *plan.argv])
         key = hashlib.sha256(described.encode()).hexdigest()[:KEY_LENGTH]
         async with self._turn(key):
-            if self._is_whole(key):
+            if self.is_whole(key):
                 os.utime(self.directory(key) / TEMPLATE_DOCUMENT)
                 return key
             if key in self._failed:
@@ -180,9 +180,20 @@ class Templates:
         if not self._root.is_dir():
             return
         for path in sorted(self._root.iterdir()):
-            async with self._turn(path.name):
-                if not self._is_whole(path.name):
-                    await self._clear(path.name)
+            await self.drop_dead(path.name)
+
+    async def drop_dead(self, key: str) -> bool:
+        """Remove what is no template any more; False when it is one, or there is nothing."""
+        async with self._turn(key):
+            if self.is_whole(key) or not self.directory(key).exists():
+                return False
+            await self._clear(key)
+            return True
+
+    def is_busy(self, key: str) -> bool:
+        """Whether it is being made or removed at this moment."""
+        lock = self._turns.get(key)
+        return lock is not None and lock.locked()
 
     # Making one
 
@@ -266,7 +277,8 @@ class Templates:
             log.info("template %s of '%s' gave way to %s", template.key, template.image.name, newest)
             held -= await self.remove(template.key)
 
-    def _is_whole(self, key: str) -> bool:
+    def is_whole(self, key: str) -> bool:
+        """Whether launches can be forked from it."""
         directory = self.directory(key)
         return (directory / TEMPLATE_DOCUMENT).exists() and self._engine.frozen_bytes(directory) is not None
 

@@ -16,6 +16,7 @@ from insula.server import (
     machines,
     operations,
     snapshots,
+    system,
     templates,
     verbs,
     volumes,
@@ -43,6 +44,7 @@ _TAGS = [
     {"name": "images", "description": "What machines are made from."},
     {"name": "templates", "description": "Frozen machines that launches are forked from."},
     {"name": "events", "description": "Transitions, in order, as they happen."},
+    {"name": "system", "description": "What the files of a home take, and what is wrong with them."},
     {"name": "host", "description": "What the host has and lacks."},
     {"name": "daemon", "description": "The daemon itself."},
 ]
@@ -77,7 +79,8 @@ def create_app(control: Control, info: DaemonInfo) -> FastAPI:
     app.state.desk = Desk(control, info)
     app.add_middleware(Gate, daemon=info)
     install_handlers(app)
-    for room in (machines, verbs, snapshots, volumes, operations, images, templates, events, host, daemon):
+    things = (machines, verbs, snapshots, volumes, operations, images, templates)
+    for room in (*things, events, system, host, daemon):
         app.include_router(room.router)
     app.router.routes.extend(ROUTES)
     return app

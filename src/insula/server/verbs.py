@@ -25,9 +25,9 @@ class NoParameters(Value):
 
 
 class StartParameters(Value):
-    """cold: boot a machine that is suspended, and lose the memory that was saved of it."""
+    """cold: boot a machine that is suspended, and lose the memory that was saved of it (default: false)."""
 
-    cold: bool = False
+    cold: bool | None = None
 
 
 class StopParameters(Value):

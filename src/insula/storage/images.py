@@ -219,6 +219,17 @@ class ImageStore:
             await remove_tree(work)
         return (*dropped, *(work for work in dead if not work.exists()))
 
+    def drop_dead_claims(self) -> tuple[Path, ...]:
+        """Remove the claims on images that are gone: their removal was cut short. What was removed."""
+        if not (self.root / _CLAIMS).is_dir():
+            return ()
+        with self._locked():
+            claims = sorted((self.root / _CLAIMS).iterdir())
+            dead = [path for path in claims if not (self.root / _BLOBS / path.name).is_dir()]
+            for path in dead:
+                shutil.rmtree(path)
+        return tuple(dead)
+
     def _drop_downloads(self, age: float) -> tuple[Path, ...]:
         """Remove the parts of downloads that nobody is at and that are older than `age` seconds."""
         if not (self.root / _DOWNLOADS).is_dir():

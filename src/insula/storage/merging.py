@@ -106,7 +106,9 @@ async def merge_at_rest(merge: Merge, report: Report) -> None:
     QEMU's locks keep it from what some machine has open after all.
     """
     path = merge.directory / merge.onto
-    argv = ["qemu-img", "rebase", "-p", "-f", "qcow2", "-b", merge.base or ""]
+    # -t writethrough: what is copied must be in the file, with the tables that find it, before the header
+    # says that the layers below are not needed; qemu-img keeps tables in its own memory, and may be killed.
+    argv = ["qemu-img", "rebase", "-p", "-t", "writethrough", "-f", "qcow2", "-b", merge.base or ""]
     argv += ["-F", merge.base_format] if merge.base is not None and merge.base_format else []
     try:
         async for line in stream(

@@ -270,6 +270,38 @@ def operation(verb: str = "start", state: str = "done", **fields: Any) -> dict[s
     }
 
 
+def snapshot(name: str, **fields: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "uid": f"uid-{name}",
+        "project": "default",
+        "machine": "web",
+        "parent": None,
+        "depth": 0,
+        "current": False,
+        "whole": True,
+        "taken": "2026-05-01T12:00:00.250Z",
+        "description": "",
+        "phase": "running",
+        "memory_bytes": 2 * 2**20,
+        "quiesced": False,
+        "stood_seconds": 0.064,
+        "exclusive_bytes": 3 * 2**20,
+        "disks": [{"id": "vol-1", "size_bytes": 64 * 2**20, "volume": "data"}],
+        **fields,
+    }
+
+
+def losses(**fields: Any) -> dict[str, Any]:
+    return {
+        "since": "2026-05-01T12:00:00.250Z",
+        "memory": True,
+        "written_bytes": {"data": 9 * 2**20},
+        "detached": [],
+        **fields,
+    }
+
+
 MACHINES = "/v1/projects/default/machines"
 WEB = f"{MACHINES}/web"
 OPERATION = "/v1/operations/0123456789abcdef"

@@ -18,6 +18,7 @@ from insula.model.operation import OperationState
 from insula.node.procedure import DaemonDied, Faults
 from insula.storage.images import ImageStore
 from insula.storage.volumes import virtual_size
+from tests.support.homes import check
 from tests.support.host import FakeHost, publish_fake_image, publish_medium
 
 needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
@@ -206,6 +207,7 @@ async def test_a_failure_anywhere_is_undone_and_told(forking_host: FakeHost, ver
     else:
         assert host.seen().phase is after
         assert reached(host, verb)
+    assert (await check(host)).problems == ()
 
 
 @pytest.mark.parametrize(("verb", "place"), EVERY_PLACE)
@@ -238,6 +240,7 @@ async def test_a_daemon_that_dies_anywhere_is_followed_by_one_that_finishes(
         assert len(list(host.home.templates.iterdir())) == 1
         assert host.world.machine("web").hostname == "web"
     assert reached(host, verb)
+    assert (await check(host)).problems == ()
 
 
 def reached(host: FakeHost, verb: str) -> bool:
@@ -308,6 +311,7 @@ async def test_a_volume_has_its_old_state_or_its_new_one(
     for path in disks:
         assert (await run(["qemu-img", "check", "-q", str(path)], check=False)).exit_status == 0
         assert await virtual_size(path) in after.values()
+    assert (await check(host)).problems == ()
 
 
 TEMPLATE_VERBS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -206,6 +207,17 @@ async def test_a_daemon_that_dies_while_siblings_are_made_is_followed_by_one_tha
         assert await say(host, made.name, "hostname") == made.name
     assert captures(host) == []
     assert len([m for m in host.world.machines.values() if m.exit.value is None]) == 3
+
+
+async def test_a_capture_is_removed_once_by_all_who_want_it_gone(host: FakeHost) -> None:
+    dead = host.home.captures / "0123456789abcdef"
+    dead.mkdir(parents=True)
+    for number in range(50):
+        (dead / str(number)).touch()
+    assert host.node is not None
+    captures = host.node.rooms.captures
+    await asyncio.gather(captures.sweep(), captures.sweep(), captures.remove(dead.name))
+    assert not dead.exists()
 
 
 async def test_a_capture_that_nobody_needs_is_swept(host: FakeHost) -> None:

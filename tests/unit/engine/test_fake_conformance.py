@@ -23,6 +23,7 @@ from insula.engine.fake import FakeEngine, FakeMachine, Script, World
 from insula.engine.protocol import AgentPortChanged, Engine, GuestReset, Instance, LaunchPlan, Paused
 from tests.conformance.cdrom import DriveConformance
 from tests.conformance.engine import EngineConformance, launched, next_event, planned
+from tests.conformance.layers import LayersConformance
 
 
 @dataclass
@@ -59,6 +60,10 @@ class TestFakeEngine(EngineConformance):
 
 
 class TestFakeDrive(DriveConformance):
+    pass
+
+
+class TestLayersOfTheFake(LayersConformance):
     pass
 
 

@@ -157,7 +157,7 @@ async def test_a_template_that_goes_before_the_launch_is_no_failure(
 ) -> None:
     await host.run("one")
     host.world.frozen.clear()  # its memory, while the template is being used
-    monkeypatch.setattr(Templates, "_is_whole", lambda self, key: True)
+    monkeypatch.setattr(Templates, "is_whole", lambda self, key: True)
     operation = await host.run("two")
     assert "went before" in booted(operation)
     assert host.world.machine("two").plan.memory.template is None

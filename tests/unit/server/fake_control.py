@@ -11,6 +11,7 @@ from typing import Any
 from insula.control.control import MachineState, VerbRequest, VolumeState
 from insula.control.desk import MachineNotFound, StaleGeneration
 from insula.control.port import ExecRequest
+from insula.control.snapshots import Losses, SnapshotNotFound, SnapshotState
 from insula.control.volumes import VolumeNotFound
 from insula.engine.agent.protocol import ExitStatus, command_not_found
 from insula.engine.errors import ConsoleBusy
@@ -19,6 +20,7 @@ from insula.kit.errors import NotFound
 from insula.model.device.nic import Nic
 from insula.model.event import Event
 from insula.model.host import Finding, HostFacts
+from insula.model.housekeeping import Bytes, KindUsage, Part, StoreCheck, StoreProblem, Usage
 from insula.model.image import Image, ImageRef
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact, Observation, Phase, ProcessIdentity
@@ -121,8 +123,45 @@ class FakeConsole:
         self.closed.set()
 
 
+class FakeHousekeeping:
+    async def usage(self) -> Usage:
+        taken = {"size_bytes": 30, "exclusive_bytes": 10, "shared_bytes": 20, "memory_bytes": 0}
+        part = Part(
+            kind="machine",
+            name="0" * 16,
+            owner="machine 'web'",
+            state="needed",
+            reason="r",
+            path="/p",
+            **taken,
+        )
+        return Usage(
+            looked=NOW,
+            home="/home",
+            images="/home/images",
+            free_bytes=5,
+            kinds=(KindUsage(kind="machine", count=1, **taken),),
+            total=Bytes(**taken),
+            reclaimable_bytes=0,
+            reclaimable_memory_bytes=0,
+            parts=(part,),
+        )
+
+    async def check(self) -> StoreCheck:
+        found = StoreProblem(
+            code="leftover",
+            what="A file",
+            path="/p",
+            why="It is.",
+            mend="insula system prune",
+            remedy="prune",
+        )
+        return StoreCheck(looked=NOW, clean=False, problems=(found,))
+
+
 class FakeNode:
     def __init__(self) -> None:
+        self.housekeeping = FakeHousekeeping()
         self.images = [
             Image(
                 name="micro",
@@ -217,6 +256,29 @@ class FakeNode:
             self.log_closed.set()
 
 
+class FakeSnapshots:
+    """Those of machine 'web' alone."""
+
+    def __init__(self) -> None:
+        self.states: list[SnapshotState] = []
+        self.lost = Losses(since=NOW, memory=True, written_bytes={"data": 2**20}, detached=("logs",))
+
+    def all(self, project: str, name: str) -> list[SnapshotState]:
+        if (project, name) != ("default", "web"):
+            raise MachineNotFound(f"There is no machine '{name}' in project '{project}'.", hint="insula ls")
+        return self.states
+
+    def find(self, project: str, name: str, snapshot: str) -> SnapshotState:
+        for state in self.all(project, name):
+            if state.document.name == snapshot:
+                return state
+        raise SnapshotNotFound(f"Machine '{name}' has no snapshot '{snapshot}'.", hint="insula snapshot ls")
+
+    def losses(self, project: str, name: str, snapshot: str) -> Losses:
+        self.find(project, name, snapshot)
+        return self.lost
+
+
 @dataclass
 class FakeControl:
     """outcome: how operations end, and when: at once unless `holds`."""
@@ -224,6 +286,7 @@ class FakeControl:
     node: FakeNode = field(default_factory=FakeNode)
     machines: dict[tuple[str, str], MachineState] = field(default_factory=dict)
     volumes: dict[tuple[str, str], VolumeState] = field(default_factory=dict)
+    snapshots: FakeSnapshots = field(default_factory=FakeSnapshots)
     requests: list[VerbRequest] = field(default_factory=list)
     operations: dict[str, Cell[Operation]] = field(default_factory=dict)
     changes: Cell[int] = field(default_factory=lambda: Cell(0))
@@ -253,7 +316,7 @@ class FakeControl:
         if self.failure is not None:
             raise self.failure
         self.requests.append(request)
-        kinds = ("image", "template", "volume")
+        kinds = ("image", "template", "volume", "system")
         kind: Any = next((kind for kind in kinds if request.verb.startswith(kind)), "machine")
         if kind == "machine" and request.verb != "create":
             state = await self.find_machine(request.project, request.name)

@@ -33,7 +33,7 @@ def test_every_operation_is_described(app: FastAPI) -> None:
     described = app.openapi()
     assert described["openapi"].startswith("3.1")
     operations = operations_of(described)
-    assert len(operations) == 49
+    assert len(operations) == 60
     ids = [operation["operationId"] for operation in operations.values()]
     assert len(ids) == len(set(ids))
     tags = {tag["name"] for tag in described["tags"]}

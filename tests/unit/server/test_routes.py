@@ -51,6 +51,25 @@ async def test_images_and_recipes(api: httpx.AsyncClient, control: FakeControl) 
     assert [(r.verb, r.name) for r in control.requests] == [("image-build", "micro"), ("image-rm", "micro")]
 
 
+async def test_system(api: httpx.AsyncClient, control: FakeControl) -> None:
+    usage = (await api.get("/v1/system/usage")).json()
+    assert usage["kinds"][0]["exclusive_bytes"] == 10
+    assert usage["parts"] == []
+    (part,) = (await api.get("/v1/system/usage", params={"parts": True})).json()["parts"]
+    assert (part["owner"], part["state"]) == ("machine 'web'", "needed")
+    found = (await api.get("/v1/system/check")).json()
+    assert (found["clean"], found["problems"][0]["remedy"]) == (False, "prune")
+    assert (await api.post("/v1/system/check", json={"disks": True})).json()["target_kind"] == "system"
+    assert (await api.post("/v1/system/prune")).status_code == 202
+    assert (await api.post("/v1/system/prune", json={"lost": ["0" * 16]})).status_code == 202
+    assert (await api.post("/v1/system/prune", json={"lost": ["../.."]})).status_code == 422
+    assert [(request.verb, request.parameters) for request in control.requests] == [
+        ("system-check", {"disks": True}),
+        ("system-prune", {"lost": []}),
+        ("system-prune", {"lost": ["0" * 16]}),
+    ]
+
+
 async def test_templates(api: httpx.AsyncClient, control: FakeControl) -> None:
     (template,) = (await api.get("/v1/templates")).json()
     assert (template["key"], template["held_bytes"]) == ("0123456789ab", 2**27)
@@ -150,7 +169,7 @@ async def test_create(api: httpx.AsyncClient, control: FakeControl) -> None:
     assert request.parameters["spec"]["memory"] == 2**30
 
 
-@pytest.mark.parametrize("verb", ["start", "reset", "pause", "resume", "kill", "stop", "restart"])
+@pytest.mark.parametrize("verb", ["start", "reset", "pause", "resume", "suspend", "kill", "stop", "restart"])
 @pytest.mark.parametrize("body", [None, {}])
 async def test_verbs_without_parameters(
     api: httpx.AsyncClient, control: FakeControl, verb: str, body: dict[str, str] | None
@@ -164,6 +183,7 @@ async def test_verbs_without_parameters(
 async def test_verbs_with_parameters(api: httpx.AsyncClient, control: FakeControl) -> None:
     await api.post(f"{WEB}/stop", json={"timeout": "1m30s", "force": False})
     await api.post(f"{WEB}/restart", json={"timeout": 5})
+    await api.post(f"{WEB}/start", json={"cold": True})
     await api.post(f"{WEB}/rename", json={"name": "new"})
     await api.post(f"{WEB}/cdrom-insert", json={"image": "tools", "bus": "scsi"})
     await api.post(f"{WEB}/cdrom-eject")
@@ -172,6 +192,7 @@ async def test_verbs_with_parameters(api: httpx.AsyncClient, control: FakeContro
     assert [(request.verb, request.parameters) for request in control.requests] == [
         ("stop", {"timeout": 90.0, "force": False}),
         ("restart", {"timeout": 5.0}),
+        ("start", {"cold": True}),
         ("rename", {"name": "new"}),
         ("cdrom-insert", {"image": "tools", "bus": "scsi"}),
         ("cdrom-eject", {}),

@@ -9,6 +9,7 @@ from insula.kit.clock import utc_now
 from insula.kit.errors import Invalid
 from insula.model.base import new_uid, parse, require_name
 from insula.model.machine import Machine
+from insula.model.observation import Phase
 from insula.model.operation import Operation
 from insula.model.snapshot import Snapshot, SnapshotSpec
 from insula.store.protocol import Delete, Put
@@ -54,16 +55,14 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
 
 
 def _refuse_empty(desk: Desk, machine: Machine, spec: SnapshotSpec) -> None:
-    live = desk.state(machine).observation.phase.has_process
+    phase = desk.state(machine).observation.phase
+    if phase is Phase.SUSPENDED:
+        return  # refused for that, whatever it has (planner.lifecycle)
+    live = phase.has_process
     if spec.memory and spec.quiesce:
         raise NothingToKeep(
             "A snapshot with memory is not quiesced: the guest's file systems go on from it as they were.",
             hint="Leave out one of --memory and --quiesce.",
-        )
-    if spec.memory and not live:
-        raise NothingToKeep(
-            f"Machine '{machine.name}' does not run, so it has no memory to keep.",
-            hint="Leave out --memory.",
         )
     has_disk = any(
         device.device == "disk"
@@ -71,12 +70,17 @@ def _refuse_empty(desk: Desk, machine: Machine, spec: SnapshotSpec) -> None:
         and not getattr(device, "read_only", False)
         for device in machine.devices
     )
+    if spec.memory and not live:
+        raise NothingToKeep(
+            f"Machine '{machine.name}' does not run, so it has no memory to keep.",
+            hint="Leave out --memory." if has_disk else f"Start it: insula start {machine.name}",
+        )
     if not has_disk and not spec.memory:
         raise NothingToKeep(
             f"Machine '{machine.name}' has no disk that it writes: a snapshot without memory is empty.",
             hint="Keep its memory while it runs: --memory."
             if live
-            else "Start it, and keep its memory: --memory.",
+            else f"Start it, and keep its memory (--memory): insula start {machine.name}",
         )
 
 

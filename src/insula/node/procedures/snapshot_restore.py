@@ -134,8 +134,8 @@ async def let_go(context: MachineContext) -> None:
 
 
 async def stand(context: MachineContext) -> None:
-    """The machine was paused when its memory was kept, and is again."""
-    context.seat.stale, context.seat.waking = True, False
+    """The machine was paused when its memory was kept, and is again: it is itself, and may be resumed."""
+    context.seat.waking, context.seat.stale = False, True
     instance = context.instance
     if instance is not None:
         await context.observer.see(
