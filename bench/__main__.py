@@ -8,10 +8,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from bench.bed import IMAGE, Bed
 from bench.cases import CASES
-from bench.figure import Figure, render
+from bench.figure import Figure, Skipped, render
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -27,21 +28,22 @@ def main() -> int:
     unknown = [name for name in options.names if name not in CASES]
     if unknown or options.runs < 1:
         parser.error(f"there is no '{unknown[0]}': {' '.join(CASES)}" if unknown else "--runs begins at 1")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the bed is cleared away
+    signal.signal(signal.SIGTERM, _leave)
     images = Path(os.environ.get("INSULA_IMAGES") or REPOSITORY / ".cache" / "images")
     images.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []
     bed = Bed(images)
     try:
         _tell(f"host: {_describe_host(bed)}")
-        if IMAGE not in {image["name"] for image in bed.client.images()}:
-            _tell(f"building the image '{IMAGE}'")
-            bed.client.build_image(IMAGE)
+        bed.build(IMAGE)
         bed.record_plan()
         for name, measure in CASES.items():
             if not options.names or name in options.names:
                 _tell(f"measuring {name}: {(measure.__doc__ or '').strip()}")
-                figures += measure(bed, options.runs)
+                try:
+                    figures += measure(bed, options.runs)
+                except Skipped as reason:
+                    _tell(f"skipped {name}: {reason}")
     finally:
         bed.close()
     if options.json:
@@ -49,6 +51,12 @@ def main() -> int:
     else:
         print(render(figures))
     return 0
+
+
+def _leave(*_: object) -> NoReturn:
+    """The bed is cleared away, and whoever says it twice (timeout(1) does) does not stop that."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(143)
 
 
 def _describe_host(bed: Bed) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -20,8 +21,12 @@ from typing import TypeVar
 import insula
 from bench.bare import Bare
 from insula.kit.paths import LAUNCH_PLAN
+from insula.model.image import ImageDisk
+from insula.storage.images import ImageStore
 
 IMAGE = "micro"
+WITH_DISK = "bench-disk"  # the same with an empty disk, for what is to be measured of disks
+DISK_SIZE = 2**30
 PATIENCE = 300.0  # seconds for a guest to answer: twenty that boot without KVM on two processors take long
 BARE = Path(__file__).with_name("bare.py")
 T = TypeVar("T")
@@ -33,6 +38,7 @@ class Bed:
     def __init__(self, images: Path) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="insula-bench."))
         self.home = self.directory / "home"
+        self.images = images
         self.environment = {**os.environ, "INSULA_HOME": str(self.home), "INSULA_IMAGES": str(images)}
         os.environ.update(self.environment)  # for the SDK in this process
         self.program = str(Path(sys.executable).with_name("insula"))
@@ -71,6 +77,38 @@ class Bed:
             return timed(lambda: subprocess.run([self.program, "ls", "-q"], env=environment, check=True))
         finally:
             empty.daemon_stop()
+
+    def add_recipe(self, name: str, text: str) -> None:
+        recipes = self.home / "recipes"
+        recipes.mkdir(parents=True, exist_ok=True)
+        (recipes / f"{name}.toml").write_text(text)
+
+    def build(self, image: str) -> None:
+        """Have the image, built now if it was not."""
+        if not any(known["name"] == image for known in self.client.images()):
+            print(f"building the image '{image}'", file=sys.stderr, flush=True)
+            self.client.build_image(image)
+
+    @contextlib.contextmanager
+    def image_with_disk(self) -> Iterator[str]:
+        """The name of an image that is IMAGE, and has a disk. No recipe gives that: a guest in memory needs
+        none, so it is put together from what is there."""
+        store = ImageStore(self.images)
+        source = store.get(IMAGE)
+        with store.new_build() as work:
+            files = work / "image"
+            shutil.copytree(store.directory(IMAGE), files, dirs_exist_ok=True)
+            disk = ImageDisk(file="disk.qcow2", format="qcow2", virtual_size_bytes=DISK_SIZE)
+            create = ["qemu-img", "create", "-q", "-f", "qcow2", str(files / disk.file), str(DISK_SIZE)]
+            subprocess.run(create, check=True)
+            digest = hashlib.sha256(f"{source.digest} {WITH_DISK}".encode()).hexdigest()
+            image = source.changed(name=WITH_DISK, disk=disk, digest=f"sha256:{digest}")
+            store.publish(image, files, replace=True)
+        try:
+            yield WITH_DISK
+        finally:
+            with contextlib.suppress(insula.InsulaError):
+                self.client.remove_image(WITH_DISK)
 
     def kill_daemon(self) -> None:
         status = self.client.daemon_status()
@@ -115,9 +153,15 @@ class Bed:
         )
         shutil.rmtree(directory)
 
-    def start_bare(self, argv: list[str] | None = None) -> Bare:
-        """The peer in this process, to where its agent has answered."""
-        bare = Bare(argv or self.argv, str(self.bare_directory()))
+    def start_bare(self, argv: list[str] | None = None, machine: Path | None = None) -> Bare:
+        """The peer in this process, to where its agent has answered. machine: directory of one of Insula's
+        that has not written to its disks yet; the peer gets copies of them."""
+        directory = self.bare_directory()
+        directory.mkdir(mode=0o700)
+        for path in machine.iterdir() if machine else ():
+            if path.suffix in (".qcow2", ".iso"):
+                shutil.copyfile(path, directory / path.name)
+        bare = Bare(argv or self.argv, str(directory))
         self._bares.append(bare)
         try:
             bare.run()

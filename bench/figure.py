@@ -7,12 +7,17 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any, Literal
 
-BoundKind = Literal["times", "more", "most"]
+
+class Skipped(Exception):
+    """A case cannot be measured here; says why."""
+
+
+BoundKind = Literal["times", "more", "most", "least"]
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A promise: at most limit times the peer, limit more than the peer, or limit.
+    """A promise: at most limit times the peer, limit more than the peer, or limit; least: limit times it.
 
     Judged by the median over pairs of samples taken one right after the other: the host's speed drifts more
     within a run than what is measured, and a pair drifts together.
@@ -28,7 +33,7 @@ class Figure:
 
     name: str
     what: str
-    unit: Literal["s", "MB"]
+    unit: Literal["s", "MB", "MB/s"]
     ours: tuple[float, ...]
     peer: tuple[float, ...] = ()
     bounds: tuple[Bound, ...] = field(default=())
@@ -42,12 +47,13 @@ class Figure:
         if bound.kind == "most":
             return median(self.ours)
         pairs = list(zip(self.ours, self.peer, strict=True))
-        if bound.kind == "times":
+        if bound.kind in ("times", "least"):
             return median(ours / peer for ours, peer in pairs)
         return median(ours - peer for ours, peer in pairs)
 
     def is_reached(self, bound: Bound) -> bool:
-        return self.value(bound) <= bound.limit
+        value = self.value(bound)
+        return value >= bound.limit if bound.kind == "least" else value <= bound.limit
 
     def as_json(self) -> dict[str, Any]:
         bounds = [
@@ -115,8 +121,9 @@ def _render_samples(figure: Figure) -> tuple[str, ...]:
 def _render_bound(figure: Figure, bound: Bound) -> tuple[str, str]:
     value = figure.value(bound)
     reached = "yes" if figure.is_reached(bound) else "NO"
-    if bound.kind == "times":
-        return f"<= {bound.limit:g} x", f"{reached} ({value:.2f} x)"
+    if bound.kind in ("times", "least"):
+        sign = "<=" if bound.kind == "times" else ">="
+        return f"{sign} {bound.limit:.3g} x", f"{reached} ({value:.3g} x)"
     plus = bound.kind == "more"
     limit, shown = _number(bound.limit, figure.unit, plus), _number(value, figure.unit, plus)
     return f"<= {limit}", f"{reached} ({shown})"
@@ -124,6 +131,6 @@ def _render_bound(figure: Figure, bound: Bound) -> tuple[str, str]:
 
 def _number(value: float, unit: str, plus: bool = False) -> str:
     sign = "+" if plus else "-"
-    if unit == "MB":
-        return f"{value:{sign}.1f} MB"
+    if unit != "s":
+        return f"{value:{sign}.1f} {unit}"
     return f"{value * 1000:{sign}.0f} ms" if abs(value) < 1 else f"{value:{sign}.2f} s"

@@ -46,6 +46,20 @@ def measure_warm(bed: Bed, runs: int) -> Iterator[Figure]:
     yield Figure("warm launch", what, "s", ours, peer, (Bound("times", 1.5),))
 
 
+def measure_debian(bed: Bed, runs: int) -> Iterator[Figure]:
+    """The same with a whole distribution: systemd, SSH keys, a disk."""
+    bed.build("debian-12")
+    command = ("--rm", "debian-12", "--", "true")
+    bed.cli("run", *command)  # makes the template
+    ours, peer = in_turn(
+        max(1, runs // 2),  # a boot takes half a minute without KVM
+        lambda: timed(lambda: bed.cli("run", *command)),
+        lambda: timed(lambda: bed.cli("run", "--cold", *command)),
+    )
+    what = "insula run --rm debian-12 -- true, forked from a template / the same with --cold"
+    yield Figure("warm run, debian", what, "s", ours, peer, (Bound("times", 1 / 12),))
+
+
 def _until_running(bed: Bed) -> float:
     with bed.client.run(IMAGE) as machine:
         (made,) = [o.info for o in bed.client.operations(all=True) if o.info["target"] == machine.uid][:1]
@@ -207,4 +221,4 @@ def _dirtying(machine: insula.Machine) -> Iterator[None]:
         yield
 
 
-CASES = {"warm": measure_warm, "crowd": measure_crowd, "fork": measure_fork}
+CASES = {"warm": measure_warm, "debian": measure_debian, "crowd": measure_crowd, "fork": measure_fork}

@@ -30,11 +30,11 @@ class Follower:
         self._size = size
         self._digest = hashlib.sha256()
         self._position = 0
-        self._given_up = False
+        self.given_up = False
 
     def give_up(self) -> None:
         """Nobody wants the digest any more: `follow` comes to its end at once."""
-        self._given_up = True
+        self.given_up = True
 
     def follow(self, ended: threading.Event, look: Callable[[], None] = lambda: None) -> str:
         """Until `ended` and then to the end: the digest in hexadecimal. look: called now and then."""
@@ -55,14 +55,14 @@ class Follower:
     def _advance(self, end: int) -> None:
         """Take in all blocks up to `end`. Asks where data is once for each stretch of it: the file's lock,
         which that takes, is also the writer's."""
-        while self._position < end and not self._given_up:
+        while self._position < end and not self.given_up:
             found = _seek(self._descriptor, self._position, os.SEEK_DATA)
             if found is None or found >= end:
                 self._position = end
                 return
             stretch = min(end, _seek(self._descriptor, found, os.SEEK_HOLE) or end)
             self._position = found // _BLOCK * _BLOCK
-            while self._position < stretch and not self._given_up:
+            while self._position < stretch and not self.given_up:
                 self._take_block()
 
     def _take_block(self) -> None:

@@ -29,6 +29,7 @@ from insula.storage.source import Source, SourceFile
 # others on this host have no room either.
 RESERVE = 2**29
 _PIECE = 2**20
+_WRITE_OUT = 0.2  # seconds between two times that what is there so far is sent to the medium
 _PERCENT = re.compile(r"\((\d+(?:\.\d+)?)/100%\)")
 _DAMAGED = re.compile(
     r"corrupt|[Ii]nvalid|[Cc]ould not open|malformed|Input/output error|error while reading|inflate"
@@ -70,13 +71,13 @@ async def _digest_meanwhile(work: asyncio.Future[None], target: int, file: Sourc
             full.set()
             loop.call_soon_threadsafe(work.cancel)
 
-    threads = [asyncio.ensure_future(asyncio.to_thread(follower.follow, ended, look))]
-    digest = threads[0]
+    # The two do not wait for each other: one needs a processor, the other the medium.
+    digest = asyncio.ensure_future(asyncio.to_thread(follower.follow, ended, look))
+    written = asyncio.ensure_future(asyncio.to_thread(_write_out, target, ended, follower))
+    threads = (digest, written)
     try:
         await work
         ended.set()
-        # The two do not wait for each other: one needs a processor, the other the medium.
-        threads.append(asyncio.ensure_future(asyncio.to_thread(_sync, target)))
         await asyncio.shield(asyncio.gather(*threads))
         return digest.result()
     except asyncio.CancelledError:
@@ -90,11 +91,15 @@ async def _digest_meanwhile(work: asyncio.Future[None], target: int, file: Sourc
     finally:
         ended.set()
         await asyncio.wait(threads)  # a thread must not be left with a descriptor that is closed
+        written.exception()  # heard above, unless the work had failed already
 
 
-def _sync(descriptor: int) -> str:
-    os.fdatasync(descriptor)
-    return ""
+def _write_out(descriptor: int, ended: threading.Event, follower: Follower) -> None:
+    """Have the file on its medium once it is whole. Begun early, so that little is left to wait for then."""
+    whole = False
+    while not whole and not follower.given_up:
+        whole = ended.wait(_WRITE_OUT)
+        os.fdatasync(descriptor)
 
 
 def _set_size(source: Source, descriptor: int, size: int) -> None:

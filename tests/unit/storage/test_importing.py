@@ -4,6 +4,7 @@ middle."""
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import random
@@ -342,6 +343,33 @@ async def test_a_cancelled_import_ends_its_tool(slow_tool: None, disk: Path, sto
     await asyncio.to_thread(wait_readable, descriptor)
     os.close(descriptor)
     assert in_the_making(store) == []
+
+
+async def test_what_is_published_is_on_its_medium(
+    disk: Path, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+
+    def fdatasync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    await take(disk, store)
+    content = disk.read_bytes()
+    assert [data for data in synced if len(data) == SIZE][-1] == content
+
+
+async def test_a_medium_that_fails_fails_the_import(
+    disk: Path, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fdatasync(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with pytest.raises(OSError, match="Input/output"):
+        await take(disk, store)
+    assert in_the_making(store) == []
+    assert store.list() == []
 
 
 @pytest.mark.slow
