@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -66,6 +67,11 @@ async def test_arguments_arrive_as_they_are(tmp_path: Path) -> None:
 async def test_the_pid_file_names_the_process(tmp_path: Path, sleeper: Process) -> None:
     identity = read_identity(tmp_path)
     assert identity == sleeper.identity
+    # The pid is known before the shell that has it has become the program.
+    program, deadline = Path(f"/proc/{sleeper.identity.pid}/cmdline"), time.monotonic() + 5
+    while not program.read_bytes().startswith(b"/bin/sleep") and time.monotonic() < deadline:
+        os.sched_yield()
+    assert program.read_bytes().startswith(b"/bin/sleep")
     assert sleeper.identity.boot_id == boot_id()
     again = Process.open(tmp_path)
     assert again is not None
