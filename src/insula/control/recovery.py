@@ -6,7 +6,14 @@ from datetime import datetime
 
 from insula.kit.clock import utc_now
 from insula.kit.errors import InsulaError
-from insula.kit.paths import MACHINE_DOCUMENT, VOLUME_DISK, VOLUME_DOCUMENT, Home
+from insula.kit.paths import (
+    MACHINE_DOCUMENT,
+    SNAPSHOT_DOCUMENT,
+    SUSPENDED_DOCUMENT,
+    VOLUME_DISK,
+    VOLUME_DOCUMENT,
+    Home,
+)
 from insula.model.base import Document
 from insula.model.machine import Machine, Power
 from insula.model.observation import Observation, Phase
@@ -38,7 +45,8 @@ async def recover_ledger(home: Home, now: datetime | None = None) -> list[str]:
                 continue
             try:
                 machine = Machine.model_validate_json((directory / MACHINE_DOCUMENT).read_bytes())
-                await store.commit(_recovered(machine, now))
+                suspended = (directory / SUSPENDED_DOCUMENT).exists()
+                await store.commit(_recovered(machine, now, suspended=suspended))
                 told.append(f"Machine '{machine.name}' was recovered.")
             except (OSError, ValueError, InsulaError) as error:
                 told.append(f"'{directory}' was left alone, its document cannot be used: {error}")
@@ -52,12 +60,21 @@ async def recover_ledger(home: Home, now: datetime | None = None) -> list[str]:
                 told.append(f"Volume '{volume.name}' was recovered.")
             except (OSError, ValueError, InsulaError) as error:
                 told.append(f"'{directory}' was left alone, its document cannot be used: {error}")
+        for directory in sorted(home.snapshots.glob("*/")):
+            if directory.name.startswith("."):
+                continue
+            try:
+                snapshot = Snapshot.model_validate_json((directory / SNAPSHOT_DOCUMENT).read_bytes())
+                await store.commit([Put(snapshot, expect=0)])
+                told.append(f"Snapshot '{snapshot.name}' of machine '{snapshot.machine.name}' was recovered.")
+            except (OSError, ValueError, InsulaError) as error:
+                told.append(f"'{directory}' was left alone, its document cannot be used: {error}")
     finally:
         await store.close()
     return told
 
 
-def _recovered(machine: Machine, now: datetime) -> list[Change]:
+def _recovered(machine: Machine, now: datetime, *, suspended: bool) -> list[Change]:
     # `running` makes adoption look for the process, and read how it ended where there is none. Wanted off:
     # what was wanted last is not known, and repair must not start on a guess.
     seen = Observation(
@@ -66,7 +83,7 @@ def _recovered(machine: Machine, now: datetime) -> list[Change]:
         name=machine.name,
         created=machine.created,
         generation=machine.generation,
-        phase=Phase.RUNNING,
+        phase=Phase.SUSPENDED if suspended else Phase.RUNNING,
         since=now,
         reason="Recovered from the machine's directory.",
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import threading
@@ -30,6 +31,7 @@ from insula.engine.plan import MEMORY
 from insula.engine.protocol import DiskSwitch
 from insula.engine.stream import ZeroFilter
 from insula.kit.clock import monotonic
+from insula.kit.run import CommandFailed, run
 
 _LOOK = 0.005  # seconds between looks at how far the stream has grown
 _CHUNK = 2**20  # bytes carried at a time; also the most that a pipe of a plain user's holds (pipe(7))
@@ -84,8 +86,10 @@ async def save(machine: QemuInstance, path: Path, disks: Sequence[DiskSwitch], *
         elif machine.plan.memory.template is not None:
             await asyncio.to_thread(frozen.touch_all, machine.identity.pid)
         try:
+            await _reserve(path, await machine.saved_bytes())
             stood = await _send(machine, target, disks, runs and not stay)
             await machine.transfer.wait_sent()
+            os.ftruncate(target, os.fstat(target).st_size)  # gives back what was reserved beyond its end
             await asyncio.to_thread(os.fsync, target)
             if not stay:
                 await machine.settle()
@@ -98,6 +102,19 @@ async def save(machine: QemuInstance, path: Path, disks: Sequence[DiskSwitch], *
     finally:
         os.close(target)
     return stood
+
+
+async def _reserve(path: Path, size: int) -> None:
+    """Make sure of the room for a file before anything depends on it. Raises OSError when there is none.
+
+    A background save that fails for want of room leaves memory write-protected, and the machine hangs for
+    good (`state`). Where a file system cannot reserve, the room was at least there a moment ago.
+    """
+    try:
+        await run(["fallocate", "--keep-size", "--length", str(size), str(path)])
+    except CommandFailed as error:
+        if "No space left" in str(error.evidence.get("stderr", "")):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def _relay(stream: int, writer: int, whole: threading.Event) -> bool:

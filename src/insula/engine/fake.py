@@ -347,7 +347,7 @@ class FakeInstance:
         self._living()
         return 0.0
 
-    async def resident_bytes(self) -> int:
+    async def saved_bytes(self) -> int:
         self._living()
         return 0
 

@@ -44,6 +44,7 @@ from insula.model.observation import ExitEvidence, ProcessIdentity
 
 _log = logging.getLogger(__name__)
 
+_DEVICES_AT_MOST = 32 * 2**20  # bytes of a state beside memory: devices, firmware, video
 _DRAIN = 0.5  # seconds the monitor's last events get to arrive once the process has ended
 _FIRMWARE_RESETS = (
     1.0  # seconds after a reset in which SeaBIOS resets once or twice more, to find itself clean
@@ -256,8 +257,13 @@ class QemuInstance:
         stat = read_stat(self.identity.pid)
         return stat.processor_seconds if stat is not None else 0.0
 
-    async def resident_bytes(self) -> int:
-        return resident_bytes(self.identity.pid)
+    async def saved_bytes(self) -> int:
+        """What is in use of its memory, its own and what it shares, and a mark for each page that is not."""
+        used = resident_bytes(self.identity.pid)
+        with contextlib.suppress(OSError):
+            used += Path(f"/proc/{self.identity.pid}/fd/{MEMORY_DESCRIPTOR}").stat().st_blocks * 512
+        whole = self.plan.memory_bytes
+        return min(used, whole) + whole // 256 + _DEVICES_AT_MOST
 
     async def settle(self) -> None:
         """Give up what is under way of its state; one that was saved as it stood is a paused one again.

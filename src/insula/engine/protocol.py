@@ -294,8 +294,8 @@ class Instance(Protocol):
     async def processor_seconds(self) -> float:
         """How much of the host's processors its process has used since its start."""
 
-    async def resident_bytes(self) -> int:
-        """How much of the host's memory its process has in use."""
+    async def saved_bytes(self) -> int:
+        """How large the file of its memory would be at most, were it saved now."""
 
     async def kill(self) -> ExitEvidence:
         """End the process at once and wait until it has ended."""

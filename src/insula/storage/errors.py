@@ -25,8 +25,11 @@ Conflict
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from insula.kit.errors import Conflict, Invalid, NotFound, Unavailable
@@ -151,6 +154,18 @@ def require_space(path: Path, needed: int, what: str) -> None:
     """Raises DiskFull when there is less than `needed` bytes for `what`."""
     if free_bytes(path) < needed:
         raise disk_full(path, needed, what)
+
+
+@contextlib.contextmanager
+def reserving(path: Path, needed: int, what: str) -> Iterator[None]:
+    """For work that needs so much room for a file. Raises DiskFull when that is not there, or runs out."""
+    require_space(path, needed, what)
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise disk_full(path, needed, what) from error
 
 
 def disk_full(path: Path, needed: int, what: str) -> DiskFull:

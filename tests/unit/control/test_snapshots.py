@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from insula.control.recovery import recover_ledger
 from insula.kit.run import run
 from insula.model.observation import Phase
 from insula.model.operation import OperationState
@@ -225,6 +226,26 @@ class TestWhatIsKept:
         await host.do("rm", force=True)
         assert snapshots(host) == {}
         assert list(host.home.snapshots.iterdir()) == []
+        assert await places(host) == {1}
+
+    async def test_a_lost_ledger_is_made_again_with_snapshots_and_what_is_suspended(
+        self, host: FakeHost
+    ) -> None:
+        await furnish(host)
+        await keep(host, "one", memory=True)
+        await write(host, 2)
+        await host.do("suspend")
+        before = snapshots(host)
+        await host.close()
+        host.home.ledger.unlink()
+        told = await recover_ledger(host.home)
+        assert any("'one'" in line for line in told)
+        await host.boot()
+        assert snapshots(host) == before
+        assert host.seen().phase is Phase.SUSPENDED
+        await host.do("start")
+        assert host.world.machine("web").plan.memory.saved is not None
+        await host.do("snapshot-restore", name="one")
         assert await places(host) == {1}
 
 

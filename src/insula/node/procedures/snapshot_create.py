@@ -25,7 +25,7 @@ from insula.node.snapshots import KeptDisk
 from insula.node.standing import let_run, remember_running
 from insula.node.suspension import describe_state
 from insula.storage import chain
-from insula.storage.errors import require_space
+from insula.storage.errors import reserving
 
 AGENT_PATIENCE = 5.0  # seconds for an agent that was there to answer
 FREEZE_LIMIT = 10.0  # seconds, then a guest goes on by itself, whatever has become of us
@@ -63,13 +63,12 @@ async def _take_live(
             await instance.disks.freeze(switches)
         return {"quiesced": quiesced.was_kept}
     path = context.rooms.snapshots.directory(context.parameters["snapshot"]) / SNAPSHOT_STATE
-    # Pages that were never used are not written; more than the process has in memory is never needed.
-    require_space(path, await instance.resident_bytes(), f"the memory of machine '{context.machine.name}'")
     context.progress("Saving memory")
     context.seat.capturing = True
     await remember_running(context)
     try:
-        stood = await context.rooms.engine.save(instance, path, switches)
+        with reserving(path, await instance.saved_bytes(), f"the memory of machine '{context.machine.name}'"):
+            stood = await context.rooms.engine.save(instance, path, switches)
     finally:
         await let_run(context)
         context.seat.capturing = False

@@ -14,7 +14,7 @@ from insula.node import suspension
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
 from insula.node.standing import let_run, remember_running
-from insula.storage.errors import require_space
+from insula.storage.errors import reserving
 
 
 async def save(context: MachineContext) -> None:
@@ -25,10 +25,10 @@ async def save(context: MachineContext) -> None:
     directory = context.directory
     suspension.remove(directory)
     state = directory / SUSPENDED_STATE
-    require_space(state, await instance.resident_bytes(), f"the memory of machine '{context.machine.name}'")
     context.progress("Saving memory")
     await remember_running(context)
-    await context.rooms.engine.save(instance, state, (), stay=True)
+    with reserving(state, await instance.saved_bytes(), f"the memory of machine '{context.machine.name}'"):
+        await context.rooms.engine.save(instance, state, (), stay=True)
     memory = suspension.describe_state(state, instance.plan)
     suspension.keep(directory, memory, context.rooms.snapshots.kept_disks(context.machine))
 
