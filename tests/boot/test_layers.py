@@ -15,7 +15,7 @@ from insula.engine.protocol import Instance
 from insula.kit.paths import QEMU_STDERR
 from insula.model.device.disk import Disk
 from tests.boot.test_engine import QemuBench, bench, host_facts
-from tests.conformance.layers import LayersConformance, directory_of, layered, names, new_layer, with_disk
+from tests.conformance.layers import LayersConformance, at, directory_of, layered, names, new_layer, with_disk
 
 __all__ = ["bench", "host_facts"]  # fixtures
 
@@ -95,7 +95,7 @@ async def test_merged_layers_hold_what_they_held_apart(
     for number, tag in enumerate(("one", "two", "three"), start=2):
         await instance.disks.freeze([await new_layer(disk, tag)])
         await device(instance, disk, f"write -P {number} {number - 1}00k 64k")
-    await instance.disks.merge(disk, f"disk-{onto}.qcow2", below, lambda _: None)
+    await instance.disks.merge(disk, at(disk, f"disk-{onto}.qcow2"), below, lambda _: None)
     kept = set(names(disk))
     for path in directory.glob("disk-*.qcow2"):
         if path.name not in kept:
@@ -129,7 +129,9 @@ async def large(bench: QemuBench) -> tuple[Instance, Disk]:
 async def begin(instance: Instance, disk: Disk) -> asyncio.Task[None]:
     """A merge of which something is done."""
     begun = asyncio.Event()
-    merging = asyncio.ensure_future(instance.disks.merge(disk, "disk-two.qcow2", None, lambda _: begun.set()))
+    merging = asyncio.ensure_future(
+        instance.disks.merge(disk, at(disk, "disk-two.qcow2"), None, lambda _: begun.set())
+    )
     while not merging.done() and not await monitor(instance, "query-block-jobs"):
         pass
     if not merging.done():
@@ -147,7 +149,7 @@ async def test_a_merge_that_is_cancelled_changes_nothing_and_is_done_again(bench
     assert await monitor(instance, "query-block-jobs") == []
     await device(instance, disk, "read -P 1 2M 30M")
     await device(instance, disk, "read -P 2 1M 64k")
-    await instance.disks.merge(disk, "disk-two.qcow2", None, lambda _: None)
+    await instance.disks.merge(disk, at(disk, "disk-two.qcow2"), None, lambda _: None)
     assert names(disk) == ["disk-two.qcow2"]
     await device(instance, disk, "read -P 1 2M 30M")
     await device(instance, disk, "read -P 2 1M 64k")
@@ -164,7 +166,7 @@ async def test_a_merge_goes_on_when_its_daemon_is_gone(bench: QemuBench) -> None
     assert again is not None
     if await monitor(again, "query-block-jobs"):
         await monitor(again, "block-job-set-speed", device=f"merge-{disk.id}", speed=0)
-    await again.disks.merge(disk, "disk-two.qcow2", None, lambda _: None)
+    await again.disks.merge(disk, at(disk, "disk-two.qcow2"), None, lambda _: None)
     assert names(disk) == ["disk-two.qcow2"]
     await device(again, disk, "read -P 1 2M 30M")
     await device(again, disk, "read -P 2 1M 64k")
@@ -184,7 +186,7 @@ async def test_a_kill_in_a_merge_loses_nothing(bench: QemuBench) -> None:
 async def test_what_was_merged_is_in_the_file_when_the_layers_below_are_let_go(bench: QemuBench) -> None:
     """QEMU would change the header first, and write down what finds the data when somebody flushes."""
     instance, disk = await large(bench)
-    await instance.disks.merge(disk, "disk-two.qcow2", None, lambda _: None)
+    await instance.disks.merge(disk, at(disk, "disk-two.qcow2"), None, lambda _: None)
     os.kill(instance.identity.pid, signal.SIGKILL)
     await instance.wait_exit()
     assert names(disk) == ["disk-two.qcow2"]
