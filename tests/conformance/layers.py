@@ -43,6 +43,11 @@ def directory_of(disk: Disk) -> Path:
     return Path(disk.file).parent
 
 
+def at(disk: Disk, layer: str) -> str:
+    """A layer as the engine is to name it."""
+    return str(directory_of(disk) / layer)
+
+
 async def new_layer(disk: Disk, tag: str) -> DiskSwitch:
     """An empty layer on the top of a disk, which its file is from now on."""
     directory = directory_of(disk)
@@ -145,10 +150,10 @@ class LayersConformance:
         instance, disk = await with_disk(bench)
         await instance.resume()
         switch = await new_layer(disk, "one")
-        assert not await instance.disks.has_layer("disk-one.qcow2")
+        assert not await instance.disks.has_layer(at(disk, "disk-one.qcow2"))
         await bench.engine.save(instance, tmp_path / "state", [switch])
-        assert await instance.disks.has_layer("disk-one.qcow2")
-        assert await instance.disks.has_layer(Path(disk.file).name)
+        assert await instance.disks.has_layer(at(disk, "disk-one.qcow2"))
+        assert await instance.disks.has_layer(disk.file)
         assert await instance.state() == "running"
 
     @pytest.mark.parametrize("state", ["running", "paused"])
@@ -185,14 +190,14 @@ class LayersConformance:
         await bench.engine.save(instance, tmp_path / "state", [await new_layer(disk, "one")])
         await instance.disks.freeze([await new_layer(disk, "two")])
         await instance.disks.grow(disk, 2**21)
-        await instance.disks.merge(disk, "disk-one.qcow2", None, lambda _: None)
+        await instance.disks.merge(disk, at(disk, "disk-one.qcow2"), None, lambda _: None)
         assert names(disk) == ["disk-two.qcow2", "disk-one.qcow2"]
-        assert not await instance.disks.has_layer(bottom)
+        assert not await instance.disks.has_layer(at(disk, bottom))
         await instance.disks.attach(layered(bench, "other"))
         await bench.engine.save(instance, tmp_path / "again", [await new_layer(disk, "three")])
         assert await instance.state() == "paused"
         await instance.resume()
-        await instance.disks.merge(disk, "disk-three.qcow2", None, lambda _: None)
+        await instance.disks.merge(disk, at(disk, "disk-three.qcow2"), None, lambda _: None)
         assert names(disk) == ["disk-three.qcow2"]
 
     async def test_a_pause_by_us_is_told_once(self, bench: Bench, tmp_path: Path) -> None:
@@ -219,14 +224,14 @@ class LayersConformance:
         Path(switches[1].file).rename(f"{switches[1].file}.away")
         with pytest.raises(EngineRefused):
             await instance.disks.freeze(switches)
-        assert not await instance.disks.has_layer("disk-a.qcow2")
+        assert not await instance.disks.has_layer(at(one, "disk-a.qcow2"))
         with pytest.raises(EngineRefused):
             await instance.disks.freeze([switches[0], DiskSwitch("none", switches[0].file)])
-        assert not await instance.disks.has_layer("disk-a.qcow2")
+        assert not await instance.disks.has_layer(at(one, "disk-a.qcow2"))
         Path(f"{switches[1].file}.away").rename(switches[1].file)
         for _ in range(2):
             await instance.disks.freeze(switches)
-            assert await instance.disks.has_layer("disk-a.qcow2")
+            assert await instance.disks.has_layer(at(one, "disk-a.qcow2"))
 
     async def test_the_next_daemon_sees_the_layers(self, bench: Bench) -> None:
         instance, disk = await with_disk(bench)
@@ -238,13 +243,13 @@ class LayersConformance:
         await again.disks.freeze([switch])
         await again.disks.freeze([await new_layer(disk, "two")])
         for layer in names(disk):
-            assert await again.disks.has_layer(layer)
+            assert await again.disks.has_layer(at(disk, layer))
 
     async def test_what_a_killed_machine_has_open_is_lost(self, bench: Bench) -> None:
         instance, disk = await with_disk(bench)
         await instance.kill()
         with pytest.raises(EngineLost):
-            await instance.disks.has_layer(Path(disk.file).name)
+            await instance.disks.has_layer(disk.file)
         with pytest.raises(EngineLost):
             await instance.disks.freeze([])
 
@@ -259,10 +264,10 @@ class LayersConformance:
         for tag in ("one", "two", "three"):
             await instance.disks.freeze([await new_layer(disk, tag)])
         for _ in range(2):
-            await instance.disks.merge(disk, "disk-three.qcow2", bottom, lambda _: None)
+            await instance.disks.merge(disk, at(disk, "disk-three.qcow2"), bottom, lambda _: None)
             assert names(disk) == ["disk-three.qcow2", bottom]
-            assert await instance.disks.has_layer(bottom)
-            assert not await instance.disks.has_layer("disk-one.qcow2")
+            assert await instance.disks.has_layer(at(disk, bottom))
+            assert not await instance.disks.has_layer(at(disk, "disk-one.qcow2"))
 
     async def test_layers_between_are_merged_and_those_around_stay(self, bench: Bench) -> None:
         instance, disk = await with_disk(bench)
@@ -270,43 +275,61 @@ class LayersConformance:
         for tag in ("one", "two", "three", "four"):
             await instance.disks.freeze([await new_layer(disk, tag)])
         for _ in range(2):
-            await instance.disks.merge(disk, "disk-three.qcow2", "disk-one.qcow2", lambda _: None)
+            await instance.disks.merge(disk, at(disk, "disk-three.qcow2"), "disk-one.qcow2", lambda _: None)
             assert names(disk) == ["disk-four.qcow2", "disk-three.qcow2", "disk-one.qcow2", bottom]
-        assert not await instance.disks.has_layer("disk-two.qcow2")
+        assert not await instance.disks.has_layer(at(disk, "disk-two.qcow2"))
         os.unlink(directory_of(disk) / "disk-two.qcow2")  # noqa: PTH108
         await instance.disks.freeze([await new_layer(disk, "five")])
         for layer in names(disk):
-            assert await instance.disks.has_layer(layer)
+            assert await instance.disks.has_layer(at(disk, layer))
+
+    async def test_layers_of_one_disk_are_not_taken_for_anothers(self, bench: Bench) -> None:
+        """What was frozen at one moment has one tag, and volumes' files are called the same but for that."""
+        one, two = layered(bench, "one"), layered(bench, "two")
+        instance = await launched(bench, devices=(one, two))
+        bottom = names(one)[0]
+        await instance.disks.freeze([await new_layer(one, "a")])
+        assert not await instance.disks.has_layer(at(two, "disk-a.qcow2"))
+        await instance.disks.freeze([await new_layer(two, "a")])
+        assert await instance.disks.has_layer(at(two, "disk-a.qcow2"))
+        await instance.disks.freeze([await new_layer(one, "b"), await new_layer(two, "b")])
+        await instance.disks.merge(one, at(one, "disk-b.qcow2"), bottom, lambda _: None)
+        assert (len(names(one)), len(names(two))) == (2, 3)
+        await instance.disks.merge(two, at(two, "disk-b.qcow2"), None, lambda _: None)
+        assert (len(names(one)), len(names(two))) == (2, 1)
+        assert await instance.disks.has_layer(at(one, bottom))
 
     async def test_layers_are_merged_down_to_nothing(self, bench: Bench) -> None:
         instance, disk = await with_disk(bench)
         for tag in ("one", "two"):
             await instance.disks.freeze([await new_layer(disk, tag)])
         for _ in range(2):
-            await instance.disks.merge(disk, "disk-two.qcow2", None, lambda _: None)
+            await instance.disks.merge(disk, at(disk, "disk-two.qcow2"), None, lambda _: None)
             assert names(disk) == ["disk-two.qcow2"]
-        assert not await instance.disks.has_layer("disk-one.qcow2")
+        assert not await instance.disks.has_layer(at(disk, "disk-one.qcow2"))
 
     async def test_the_next_daemon_merges(self, bench: Bench) -> None:
         instance, disk = await with_disk(bench)
         bottom = names(disk)[0]
         for tag in ("one", "two"):
             await instance.disks.freeze([await new_layer(disk, tag)])
-        merging = asyncio.ensure_future(instance.disks.merge(disk, "disk-two.qcow2", bottom, lambda _: None))
+        merging = asyncio.ensure_future(
+            instance.disks.merge(disk, at(disk, "disk-two.qcow2"), bottom, lambda _: None)
+        )
         await asyncio.sleep(0)
         await instance.detach()
         merging.cancel()
         await asyncio.gather(merging, return_exceptions=True)
         again = await bench.new_daemon().adopt(bench.directory)
         assert again is not None
-        await again.disks.merge(disk, "disk-two.qcow2", bottom, lambda _: None)
+        await again.disks.merge(disk, at(disk, "disk-two.qcow2"), bottom, lambda _: None)
         assert names(disk) == ["disk-two.qcow2", bottom]
 
     async def test_a_layer_that_is_not_there_is_not_merged(self, bench: Bench) -> None:
         instance, disk = await with_disk(bench)
         await instance.disks.freeze([await new_layer(disk, "one")])
         with pytest.raises(MergeFailed):
-            await instance.disks.merge(disk, "disk-none.qcow2", None, lambda _: None)
+            await instance.disks.merge(disk, at(disk, "disk-none.qcow2"), None, lambda _: None)
         with pytest.raises(MergeFailed):
-            await instance.disks.merge(disk, "disk-one.qcow2", "disk-none.qcow2", lambda _: None)
+            await instance.disks.merge(disk, at(disk, "disk-one.qcow2"), "disk-none.qcow2", lambda _: None)
         assert len(names(disk)) == 2

@@ -151,7 +151,7 @@ async def _send(machine: QemuInstance, stream: int, disks: Sequence[DiskSwitch],
     if runs:
         await machine.pause()
     try:
-        await switch(machine.transfer.monitor.execute, disks)
+        await switch(machine.transfer.monitor.execute, machine.plan.directory, disks)
         in_background = await machine.transfer.send(stream, in_background=runs)
         if not in_background:
             await machine.transfer.wait_sent()

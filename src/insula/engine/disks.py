@@ -17,7 +17,7 @@ from typing import Any
 
 from insula.engine.device.disk import CONTROLLER, backend, frontend, node_of
 from insula.engine.errors import DiskFileInUse, DiskNotReleased, EngineRefused, UnsupportedDevice
-from insula.engine.layers import Execute, Merges, Report, find_top, nodes_by_file, switch
+from insula.engine.layers import Execute, Merges, Report, find_top, nodes_by_file, place, switch
 from insula.engine.protocol import DiskSwitch, LaunchPlan
 from insula.kit.aio import Cell
 from insula.kit.units import format_duration
@@ -118,10 +118,11 @@ class QemuDisks:
 
     async def freeze(self, disks: Sequence[DiskSwitch]) -> None:
         async with self._turn:
-            await switch(self._execute, disks)
+            await switch(self._execute, self._plan.directory, disks)
 
     async def has_layer(self, file: str) -> bool:
-        return file in await nodes_by_file(self._execute)
+        directory = self._plan.directory
+        return place(directory, file) in await nodes_by_file(self._execute, directory)
 
     async def merge(self, disk: Disk, onto: str, base: str | None, report: Report) -> None:
         await self.merges.merge(disk.id, onto, base, report)

@@ -88,7 +88,7 @@ class FakeDisks:
 
     async def freeze(self, disks: Sequence[DiskSwitch]) -> None:
         self.check_living()
-        wanted = [disk for disk in disks if Path(disk.file).name not in self._layers()]
+        wanted = [disk for disk in disks if self.plan.directory / disk.file not in self._layers()]
         for disk in wanted:
             if disk.id not in self.open:
                 raise EngineRefused(f"The machine has no disk '{disk.id}'.")
@@ -99,15 +99,15 @@ class FakeDisks:
 
     async def has_layer(self, file: str) -> bool:
         self.check_living()
-        return file in self._layers()
+        return self.plan.directory / file in self._layers()
 
-    def _layers(self) -> set[str]:
-        """The plain names of all that is open, also below the files that are written."""
+    def _layers(self) -> set[Path]:
+        """All files that are open, also below those that are written."""
         found = set()
         for disk in self.open.values():
             file: Path | None = disk.file
             while file is not None:
-                found.add(file.name)
+                found.add(file)
                 file = _backing(file)
         return found
 
@@ -116,14 +116,14 @@ class FakeDisks:
         from insula.kit.run import CommandFailed, run
 
         self.check_living()
-        directory = self.open[disk.id].file.parent
-        if not (directory / onto).exists():
+        layer = self.plan.directory / onto
+        if not layer.exists():
             raise MergeFailed(
                 f"Machine '{self.plan.name}' does not have the layers open that are to be merged."
             )
         report(0.5)
         named = ["-b", base, "-F", "qcow2"] if base is not None else ["-b", ""]
         try:
-            await run(["qemu-img", "rebase", "-q", "-f", "qcow2", *named, onto], cwd=directory)
+            await run(["qemu-img", "rebase", "-q", "-f", "qcow2", *named, layer.name], cwd=layer.parent)
         except CommandFailed as error:
             raise MergeFailed(f"The layers of disk '{disk.id}' could not be merged.") from error

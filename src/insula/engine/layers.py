@@ -52,12 +52,12 @@ async def find_top(execute: Execute, disk: str) -> str | None:
     return None
 
 
-async def switch(execute: Execute, disks: Sequence[DiskSwitch]) -> None:
+async def switch(execute: Execute, directory: Path, disks: Sequence[DiskSwitch]) -> None:
     """Have every disk go on in its new layer: all or none. Raises EngineRefused."""
-    present = await nodes_by_file(execute)
+    present = await nodes_by_file(execute, directory)
     actions = []
     for disk in disks:
-        if Path(disk.file).name in present:
+        if place(directory, disk.file) in present:
             continue  # an earlier daemon has had it done
         node = await find_top(execute, disk.id)
         if node is None:
@@ -78,31 +78,33 @@ def _snapshot(disk: DiskSwitch, node: str) -> dict[str, Any]:
     return {"type": "blockdev-snapshot-sync", "data": data}
 
 
-async def nodes_by_file(execute: Execute) -> dict[str, dict[str, Any]]:
-    """The nodes that understand a format, by the plain names of the files under them."""
+async def nodes_by_file(execute: Execute, directory: Path) -> dict[Path, dict[str, Any]]:
+    """The nodes that understand a format, by the places of the files under them.
+
+    Their plain names would not do: layers of all disks of a machine that were made at one moment have the
+    same tag, and every volume's file has the same name but for that.
+    """
     nodes = await execute("query-named-block-nodes", flat=True)
-    return {plain_name(str(node["file"])): node for node in nodes if node["drv"] != "file"}
+    return {place(directory, str(node["file"])): node for node in nodes if node["drv"] != "file"}
 
 
-def plain_name(file: str) -> str:
-    """The name of a file in its directory, by what QEMU calls a node's file.
+def place(directory: Path, file: str) -> Path:
+    """Where a file is, by what QEMU calls a node's file, or we do (`DiskSwitch`), in the machine's directory.
 
     That is a path, or, where a layer's header names the one below otherwise than by the path it was opened
     with, 'json:' and the options that it was opened with.
     """
-    return _path(file).name
-
-
-def _path(file: str) -> Path:
     if file.startswith("json:"):
         options = json.loads(file.removeprefix("json:"))
         file = str(options.get("file", options).get("filename", ""))
-    return Path(file)
+    path = directory / file
+    return path.parent.resolve() / path.name
 
 
-def _stands_on(node: dict[str, Any], base: str | None) -> bool:
+def _stands_on(node: dict[str, Any], base: Path | None) -> bool:
+    """By plain names: of one disk's layers they differ, and what is below may be named relatively."""
     backing = node.get("backing_file")
-    return backing is None if base is None else plain_name(str(backing)) == Path(base).name
+    return backing is None if base is None else place(Path(), str(backing)).name == base.name
 
 
 class Merges:
@@ -123,47 +125,52 @@ class Merges:
 
         Raises MergeFailed, EngineLost; the disk is whole then, and can be merged again.
         """
-        job = f"merge-{disk}"
+        job, layer = f"merge-{disk}", place(self._directory, onto)
+        below = None if base is None else place(layer.parent, base)
         if await self._find(job) is None:
-            await self._begin(job, onto, base)
+            await self._begin(job, layer, below, base)
         try:
-            await self._see_through(job, onto, report)
+            await self._see_through(job, layer, report)
         except (asyncio.CancelledError, MergeFailed):
             with contextlib.suppress(EngineLost, EngineRefused):
                 await self._execute("block-job-cancel", device=job, force=True)
                 await self._wait_ended(job)
             raise
-        node = (await nodes_by_file(self._execute)).get(onto)
-        if node is None or not _stands_on(node, base):
+        node = (await self._nodes()).get(layer)
+        if node is None or not _stands_on(node, below):
             raise MergeFailed(
                 f"The layers of disk '{disk}' of machine '{self._name}' could not be merged.",
                 hint="Is the host's disk full? It is tried again later; nothing is lost.",
                 evidence={"layer": onto, "onto": base},
             )
-        await self._flush(onto)
+        await self._flush(layer)
         await self._close_unused(disk)
 
-    async def _begin(self, job: str, onto: str, base: str | None) -> None:
-        nodes = await nodes_by_file(self._execute)
-        node, below = nodes.get(onto), None if base is None else nodes.get(Path(base).name)
-        if node is None or (base is not None and below is None):
+    async def _nodes(self) -> dict[Path, dict[str, Any]]:
+        return await nodes_by_file(self._execute, self._directory)
+
+    async def _begin(self, job: str, layer: Path, below: Path | None, base: str | None) -> None:
+        """base: what the layer is to call the one below it."""
+        nodes = await self._nodes()
+        node, lower = nodes.get(layer), None if below is None else nodes.get(below)
+        if node is None or (below is not None and lower is None):
             raise MergeFailed(
                 f"Machine '{self._name}' does not have the layers open that are to be merged.",
                 hint="They are merged when it is stopped.",
-                evidence={"layer": onto, "onto": base},
+                evidence={"layer": str(layer), "onto": base},
             )
-        if _stands_on(node, base):
+        if _stands_on(node, below):
             return
-        onto_base = {} if below is None else {"base_node": below["node-name"], "backing_file": base}
+        onto_base = {} if lower is None else {"base_node": lower["node-name"], "backing_file": base}
         await self._execute(
             "block-stream", job_id=job, device=node["node-name"], auto_finalize=False, **onto_base
         )
 
-    async def _see_through(self, job: str, onto: str, report: Report) -> None:
+    async def _see_through(self, job: str, layer: Path, report: Report) -> None:
         while (entry := await self._find(job)) is not None:
             heard = self._heard.value
             if entry["status"] == "pending":
-                await self._flush(onto)
+                await self._flush(layer)
                 with contextlib.suppress(EngineRefused):  # an earlier daemon's request has been heard
                     await self._execute("job-finalize", id=job)
             elif entry["len"]:
@@ -186,21 +193,21 @@ class Merges:
                 return dict(entry)
         return None
 
-    async def _flush(self, file: str) -> None:
+    async def _flush(self, layer: Path) -> None:
         """Have all of a layer in its file. Raises MergeFailed.
 
         There is no other request for it, and this one does not tell of failure; so there must be room for all
         that the monitor may have to write (the tables that it keeps in memory: docs/qcow2-cache.txt).
         """
-        node = (await nodes_by_file(self._execute)).get(file)
+        node = (await self._nodes()).get(layer)
         if node is None:
             return
-        found = os.statvfs((self._directory / _path(str(node["file"]))).parent)
+        found = os.statvfs(layer.parent)
         if found.f_bavail * found.f_frsize < _TABLES:
             raise MergeFailed(
                 f"Layers of a disk of machine '{self._name}' could not be merged: the host's disk is full.",
                 hint="It is tried again later; nothing is lost.",
-                evidence={"layer": file, "free_bytes": found.f_bavail * found.f_frsize},
+                evidence={"layer": str(layer), "free_bytes": found.f_bavail * found.f_frsize},
             )
         line = f'qemu-io {node["node-name"]} "flush"'
         await self._execute("human-monitor-command", command_line=line)

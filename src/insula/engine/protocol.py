@@ -221,13 +221,13 @@ class Disks(Protocol):
         """Have each go on in a new layer, all at one moment: all or none. Raises EngineRefused."""
 
     async def has_layer(self, file: str) -> bool:
-        """Whether it has the layer of that plain name open."""
+        """Whether it has that layer open. file: as in `DiskSwitch`."""
 
     async def merge(self, disk: Disk, onto: str, base: str | None, report: Callable[[float], None]) -> None:
         """Have the layer `onto` take over all that is below it down to `base`, on which it then stands.
 
-        onto: the file's plain name. base: the file as the layer shall name it; None: it stands on nothing
-        then. report: is told the fraction that is done. May be cancelled. Raises MergeFailed; the disk is
+        onto: as in `DiskSwitch`. base: the file as the layer shall name it; None: it stands on nothing then.
+        report: is told the fraction that is done. May be cancelled. Raises MergeFailed; the disk is
         whole in any case.
         """
 

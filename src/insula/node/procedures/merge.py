@@ -59,8 +59,9 @@ def depth(disk: KeptDisk) -> int:
 async def _merge(context: MachineContext, disk: KeptDisk, planned: Merge) -> None:
     report = _reporter(context)
     instance = context.instance
-    if instance is not None and await instance.disks.has_layer(planned.onto):
-        await instance.disks.merge(disk.disk, planned.onto, planned.base, report)
+    onto = disk.switch_file(planned.onto)
+    if instance is not None and await instance.disks.has_layer(onto):
+        await instance.disks.merge(disk.disk, onto, planned.base, report)
     else:
         await merge_at_rest(planned, report)
 

@@ -135,7 +135,7 @@ async def _thaw(context: MachineContext, disk: KeptDisk, tag: str) -> None:
     instance = context.instance
     if instance is not None and (disk.directory / layer).exists():
         with contextlib.suppress(EngineLost):
-            if not await instance.disks.has_layer(layer):
+            if not await instance.disks.has_layer(disk.switch_file(layer)):
                 chain.thaw(disk.directory, disk.file, tag)
 
 
