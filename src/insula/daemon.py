@@ -170,7 +170,7 @@ async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engin
         stack.push_async_callback(qemu.close)
     images = ImageStore(home.images, recipe_names([home.root / "recipes"]))
     templates = Templates(home.templates, engine, images, template_budget())
-    captures = Captures(home.captures, engine, store)
+    captures = Captures(home, engine, store)
     node = Node(Rooms(home, store, engine, images, templates, captures, Snapshots(home, store)))
     stack.push_async_callback(node.close)
     control = Control(store, node)

@@ -91,7 +91,7 @@ class FakeHost:
         images = ImageStore(self.home.images, ["micro"])
         engine = FakeEngine(self.world)
         templates = Templates(self.home.templates, engine, images, self.template_budget, idle_look=0.001)
-        captures = Captures(self.home.captures, engine, self.store)
+        captures = Captures(self.home, engine, self.store)
         self.node = Node(
             Rooms(
                 self.home,

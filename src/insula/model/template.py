@@ -61,6 +61,9 @@ def why_not_forked(machine: Machine) -> str | None:
     return f"it has a {strange[0]} that is its own" if strange else None
 
 
+_COPIED = ("volume", "copy")  # disks that a machine's forks get a copy of; one that a template would not have
+
+
 def _is_forkable(device: Device) -> bool:
     return device.device in ("serial", "agent", "rng", "nic", "cdrom") or getattr(device, "source", "") in (
         "image",
@@ -106,10 +109,7 @@ def why_not_captured(machine: Machine, *, live: bool) -> tuple[str, str] | None:
 
     live: it has a process, so that its memory is forked too; else its disks only.
     """
-    others = [device for device in machine.devices if not _is_forkable(device)]
-    volume = getattr(others[0], "volume", None) if others else None
-    if volume is not None:
-        return f"it has the volume '{volume.name}'", f"insula volume detach {volume.name} {machine.name}"
+    others = [d for d in machine.devices if not _is_forkable(d) and getattr(d, "source", "") not in _COPIED]
     if others:
         return f"it has a {others[0].device} of its own, '{others[0].id}'", "Detach that first."
     agent = next((device for device in machine.devices if isinstance(device, AgentPort)), None)

@@ -18,10 +18,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from insula.engine.protocol import DiskSwitch, Engine, Instance, LaunchPlan
-from insula.kit.paths import CAPTURE_DOCUMENT, write_atomically
+from insula.kit.paths import CAPTURE_DOCUMENT, Home, write_atomically
 from insula.model.machine import Machine
 from insula.model.operation import Operation
-from insula.node.disks import disks_of
+from insula.node.disks import disks_of, kept_disks
 from insula.storage import chain, late_boot
 from insula.store.protocol import Store
 
@@ -29,8 +29,9 @@ from insula.store.protocol import Store
 class Captures:
     """See the module. A capture is needed as long as an operation that names it has not ended."""
 
-    def __init__(self, directory: Path, engine: Engine, store: Store) -> None:
-        self._root = directory
+    def __init__(self, home: Home, engine: Engine, store: Store) -> None:
+        self._home = home
+        self._root = home.captures
         self._engine = engine
         self._store = store
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -48,7 +49,7 @@ class Captures:
         return not live or self._engine.frozen_bytes(self.directory(uid)) is not None
 
     def layers(self, uid: str) -> dict[str, str]:
-        """The frozen layers of a whole capture's disks: id of the disk -> name."""
+        """The frozen layers of a whole capture's disks: id of the disk -> file in its directory."""
         return dict(self._read(uid)["layers"])
 
     def _read(self, uid: str) -> dict[str, Any]:
@@ -66,11 +67,14 @@ class Captures:
         await self.remove(uid)
         directory = self.directory(uid)
         directory.mkdir(parents=True, mode=0o700)
-        switches, layers, tag = [], {}, chain.new_tag()
-        for disk in disks_of(machine, "image"):
-            layers[disk.id] = await chain.freeze(home, disk.file, tag)
-            chain.link(home, directory, layers[disk.id])
-            switches.append(DiskSwitch(disk.id, chain.layer_name(disk.file, tag)))
+        switches, layers = [], {}
+        for kept in kept_disks(self._home, machine):
+            tag, place = chain.new_tag(), directory / kept.place
+            frozen = await chain.freeze(kept.directory, kept.file, tag)
+            place.mkdir(mode=0o700, exist_ok=True)
+            chain.link(kept.directory, place, frozen)
+            layers[kept.disk.id] = str(kept.place / frozen)
+            switches.append(DiskSwitch(kept.disk.id, kept.switch_file(chain.layer_name(kept.file, tag))))
         for disk in disks_of(machine, "seed"):
             os.link(home / disk.file, directory / disk.file)
         stood = 0.0

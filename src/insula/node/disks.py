@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from insula.kit.paths import Home
@@ -12,6 +13,7 @@ from insula.model.cloudinit import CloudInit
 from insula.model.device.disk import Disk
 from insula.model.image import Image
 from insula.model.machine import Machine
+from insula.storage.merging import Stand, stand_of
 
 
 def disks_of(machine: Machine, source: str) -> list[Disk]:
@@ -19,22 +21,56 @@ def disks_of(machine: Machine, source: str) -> list[Disk]:
     return [device for device in machine.devices if isinstance(device, Disk) and device.source == source]
 
 
+@dataclass(frozen=True)
+class KeptDisk:
+    """A disk that a machine writes: what its forks and its snapshots have of it.
+
+    directory, file: where all call it so; the layers of each disk but the first are in one of their own.
+    """
+
+    disk: Disk
+    directory: Path
+    file: str
+
+    @property
+    def stand(self) -> Stand:
+        return stand_of(self.directory, self.file)
+
+    @property
+    def place(self) -> Path:
+        """Where its layers are in a snapshot or a capture, relative to its directory."""
+        return Path() if self.disk.source == "image" else Path(self.disk.id)
+
+    def switch_file(self, layer: str) -> str:
+        """A layer as the machine's monitor is to name it."""
+        return str(self.directory / layer) if self.disk.volume else str(Path(self.disk.file).with_name(layer))
+
+
+def kept_disks(home: Home, machine: Machine) -> list[KeptDisk]:
+    """The machine's own disks, and the volumes that it writes."""
+    found = [device for device in machine.devices if isinstance(device, Disk)]
+    return [
+        KeptDisk(disk, home_of_disk(home, machine.uid, disk), Path(disk.file).name)
+        for disk in found
+        if not disk.read_only and disk.source != "seed"
+    ]
+
+
 def home_of_disk(home: Home, uid: str, disk: Disk) -> Path:
-    """The directory of a disk of machine `uid`: the machine's own, or the volume's."""
-    return home.machine(uid) if disk.volume is None else home.volume(disk.volume.uid)
+    """The directory of a disk of machine `uid`: in the machine's, or the volume's."""
+    own = home.machine(uid) if disk.volume is None else home.volume(disk.volume.uid)
+    return (own / disk.file).parent
 
 
 def place_disk(home: Home, uid: str, disk: Disk) -> Disk:
     """The disk with the file that is written now, by its name for good: relative to the machine's directory,
     absolute for a volume. One whose file is missing is left as it is; who opens it will say so."""
-    directory = home_of_disk(home, uid, disk)
-    if disk.source == "seed" or not (directory / disk.file).exists():
-        name = disk.file
-    else:
+    directory, name = home_of_disk(home, uid, disk), Path(disk.file).name
+    if disk.source != "seed" and (directory / name).exists():
         from insula.storage.chain import settle
 
-        name = settle(directory, disk.file)
-    file = name if disk.volume is None else str(directory / name)
+        name = settle(directory, name)
+    file = str(Path(disk.file).with_name(name)) if disk.volume is None else str(directory / name)
     return disk if file == disk.file else disk.changed(file=file)
 
 
@@ -63,13 +99,15 @@ async def make_forks(
 ) -> None:
     """Each disk as its frozen layer in the directory `source`, a template's or a captured machine's.
 
-    layers: id of the disk -> name of the layer. keep_seed: the seed is the fork's too; to cloud-init it stays
-    the machine that it was. Raises FileNotFoundError when a layer is gone.
+    layers: id of the disk -> the layer, relative to the source. keep_seed: the seed is the fork's too; to
+    cloud-init it stays the machine that it was. Raises FileNotFoundError when a layer is gone.
     """
     from insula.storage.chain import fork
 
-    for disk in disks_of(machine, "image"):
-        await fork(source, directory, disk.file, layers[disk.id])
+    for disk in (*disks_of(machine, "image"), *disks_of(machine, "copy")):
+        target, layer = directory / disk.file, source / layers[disk.id]
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        await fork(layer.parent, target.parent, target.name, layer.name)
     for disk in disks_of(machine, "seed"):
         if keep_seed and not (directory / disk.file).exists():
             os.link(source / disk.file, directory / disk.file)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from insula.engine.protocol import OWN_MEMORY, Memory, Saved
@@ -21,33 +20,11 @@ from insula.kit.paths import SNAPSHOT_DOCUMENT, SNAPSHOT_STATE, Home, write_atom
 from insula.model.device.disk import Disk
 from insula.model.machine import Machine
 from insula.model.snapshot import Snapshot, SnapshotDisk
-from insula.node.disks import home_of_disk
+from insula.node.disks import KeptDisk, kept_disks
 from insula.storage import chain
 from insula.storage.layers import layers_below
-from insula.storage.merging import Stand, stand_of
+from insula.storage.merging import Stand
 from insula.store.protocol import Store
-
-
-@dataclass(frozen=True)
-class KeptDisk:
-    """A disk of a machine that snapshots keep. directory, file: where all call it so."""
-
-    disk: Disk
-    directory: Path
-    file: str
-
-    @property
-    def stand(self) -> Stand:
-        return stand_of(self.directory, self.file)
-
-    @property
-    def place(self) -> Path:
-        """Where its layers are in a snapshot, relative to the snapshot's directory."""
-        return Path(self.disk.id) if self.disk.volume is not None else Path()
-
-    def switch_file(self, layer: str) -> str:
-        """A layer as the machine's monitor is to name it."""
-        return str(self.directory / layer) if self.disk.volume is not None else layer
 
 
 class Snapshots:
@@ -61,14 +38,8 @@ class Snapshots:
         return self._home.snapshot(uid)
 
     def kept_disks(self, machine: Machine) -> list[KeptDisk]:
-        """The machine's own disks, and the volumes that it writes."""
-        kept = []
-        for device in machine.devices:
-            if not isinstance(device, Disk) or device.read_only or device.source not in ("image", "volume"):
-                continue
-            directory = home_of_disk(self._home, machine.uid, device)
-            kept.append(KeptDisk(device, directory, device.file))
-        return kept
+        """See `disks.kept_disks`."""
+        return kept_disks(self._home, machine)
 
     def stands(self, machine: Machine, kept: KeptDisk) -> list[Stand]:
         """Where a disk stands: now, and in every snapshot of it, whosesoever."""

@@ -21,7 +21,7 @@ from insula.kit.clock import boot_id
 from insula.kit.errors import Conflict
 from insula.kit.paths import RESUMING_DOCUMENT, SUSPENDED_DOCUMENT, SUSPENDED_STATE, write_atomically
 from insula.model.snapshot import SavedMemory
-from insula.node.snapshots import KeptDisk
+from insula.node.disks import KeptDisk
 
 _FILES = (SUSPENDED_DOCUMENT, RESUMING_DOCUMENT, SUSPENDED_STATE)
 

@@ -249,6 +249,48 @@ class TestWhatIsKept:
         assert await places(host) == {1}
 
 
+class TestForksOfMachinesWithVolumes:
+    async def test_a_sibling_has_a_copy_of_what_the_machine_writes(self, host: FakeHost) -> None:
+        await furnish(host)
+        forked = await host.do("fork", count=1, names="twin")
+        assert forked.state is OperationState.DONE, forked.problem
+        await merged(host)
+        assert host.store is not None
+        twin = host.machine("twin")
+        assert twin is not None
+        (copy,) = [device for device in twin.devices if device.device == "disk"]
+        path = host.home.machine(twin.uid) / copy.file  # type: ignore[attr-defined]
+        await write(host, 2)
+        assert await places(host) == {1, 2}
+        said = await run(
+            ["qemu-io", "-r", "-f", "qcow2", "-c", "read -P 1 64k 64k", "-c", "read -P 0 128k 64k", str(path)]
+        )
+        assert b"failed" not in said.stdout
+        assert list(host.world.machine("twin").disks.open) == [copy.id]
+        await keep(host, "one", memory=True)
+        operation = await host.do("snapshot-create", "twin", name="of-the-copy")
+        assert operation.state is OperationState.DONE, operation.problem
+        assert (await host.do("snapshot-restore", "twin", name="of-the-copy", start=True)).problem is None
+        assert (await host.do("fork", "twin", count=1, names="grandchild")).problem is None
+        await merged(host)
+        assert (await host.do("volume-resize", "data", size="2MiB")).problem is None
+        for name in ("web", "twin", "grandchild"):
+            await host.do("rm", name, force=True)
+        assert list(host.home.machines.iterdir()) == []
+        assert host.volumes() == {"data": 2**21}
+        assert await places(host) == {1, 2}
+
+    async def test_what_the_machine_only_reads_is_shared(self, host: FakeHost) -> None:
+        await host.boot()
+        await host.do("volume-create", "data", size="1MiB")
+        await host.run(volumes=["data:ro"])
+        assert (await host.do("fork", count=2, names="twin{n}")).problem is None
+        await merged(host)
+        assert host.control is not None
+        (volume,) = await host.control.list_volumes(None)
+        assert sorted(volume.attached_to) == [("twin1", True), ("twin2", True), ("web", True)]
+
+
 class TestSuspend:
     async def test_it_goes_on_where_it_was(self, host: FakeHost) -> None:
         await furnish(host)

@@ -9,20 +9,25 @@ A sibling whose `create` fails is gone again; the others stay.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from insula.control.desk import Conclusion, Desk, Intent
 from insula.control.request import VerbRequest
 from insula.control.verbs.create import refuse_taken_name
+from insula.control.volumes import untouched, volume_of
 from insula.kit.clock import utc_now
 from insula.kit.errors import Invalid
 from insula.model.base import new_uid, require_name
+from insula.model.device import Device
+from insula.model.device.disk import Disk, copied_disk
 from insula.model.device.nic import Nic
 from insula.model.machine import Machine, Power, mac_address
 from insula.model.operation import Operation
 from insula.model.template import why_not_captured
+from insula.model.volume import Volume
 from insula.planner.admission import admit
-from insula.store.protocol import Change, Delete, Put
+from insula.store.protocol import Change, Delete, Put, Stored
 
 MOST = 200  # siblings of one operation
 NUMBER = "{n}"
@@ -43,7 +48,8 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     if why is not None:
         raise BadFork(f"Machine '{parent.name}' cannot be forked: {why[0]}.", hint=why[1])
     names = _choose_names(desk, parent, count, request.parameters.get("names"))
-    siblings = [_sibling(parent, name) for name in names]
+    volumes = {stored.document.uid: stored for stored in _volumes_of(desk, parent)}
+    siblings = [_sibling(parent, name, volumes) for name in names]
     for sibling in siblings:
         admit(sibling, await desk.node.host_facts())
     parameters = {
@@ -55,6 +61,7 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     )
     created = tuple(desk.event("machine.created", sibling, fork_of=parent.name) for sibling in siblings)
     changes: list[Change] = [Put(sibling, expect=0) for sibling in siblings]
+    changes += [untouched(stored) for stored in volumes.values()]
     return Intent(intent.operation, (*intent.changes, *changes), (*intent.events, *created))
 
 
@@ -83,13 +90,27 @@ def _choose_names(desk: Desk, parent: Machine, count: int, pattern: str | None) 
     return names
 
 
-def _sibling(parent: Machine, name: str) -> Machine:
-    """The machine with an identity of its own. A port of the host is one machine's: it stays the parent's."""
+def _volumes_of(desk: Desk, machine: Machine) -> list[Stored[Volume]]:
+    references = [ref for device in machine.devices if (ref := volume_of(device)) is not None]
+    found = [desk.store.get(Volume, reference.uid) for reference in references]
+    return [stored for stored in found if stored is not None]
+
+
+def _sibling(parent: Machine, name: str, volumes: Mapping[str, Stored[Volume]]) -> Machine:
+    """The machine with an identity of its own. A port of the host is one machine's: it stays the parent's.
+
+    A volume that the parent writes is the parent's too: the sibling has a copy. One that it reads it shares.
+    """
     uid = new_uid()
-    devices = [
-        device.changed(mac=mac_address(uid, index), publish=()) if isinstance(device, Nic) else device
-        for index, device in enumerate(parent.devices)
-    ]
+    devices: list[Device] = []
+    for index, device in enumerate(parent.devices):
+        volume = volume_of(device)
+        if isinstance(device, Nic):
+            devices.append(device.changed(mac=mac_address(uid, index), publish=()))
+        elif isinstance(device, Disk) and volume is not None and not device.read_only:
+            devices.append(copied_disk(device, volumes[volume.uid].document.size_bytes))
+        else:
+            devices.append(device)
     return parent.changed(
         uid=uid,
         name=name,

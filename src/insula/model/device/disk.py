@@ -22,13 +22,14 @@ class Disk(DeviceBase):
     """A block device.
 
     source: 'image' (a copy-on-write overlay of the machine's image, made at creation), 'seed' (the cloud-init
-    seed, read-only) or 'volume'. file: its name in the machine's directory, or in the volume's. size_bytes:
+    seed, read-only), 'volume', or 'copy' (a fork's own, of a volume that the machine it was forked from
+    wrote). file: its name in the machine's directory, or in the volume's. size_bytes:
     what the guest sees; None where the file says it. bus: a virtio-blk device, or one on a virtio-scsi
     controller. serial: by which the guest knows it, at most 20 characters.
     """
 
     device: Literal["disk"] = "disk"
-    source: Literal["image", "seed", "volume"]
+    source: Literal["image", "seed", "volume", "copy"]
     file: str
     format: Literal["qcow2", "raw"]
     size_bytes: Size | None = None
@@ -50,3 +51,11 @@ def volume_disk(volume: VolumeRef, file: str, *, read_only: bool, bus: Bus) -> D
         bus=bus,
         volume=volume,
     )
+
+
+def copied_disk(disk: Disk, size_bytes: int) -> Disk:
+    """What a fork gets in place of a volume: the same to its guest, of its own, and gone with it.
+
+    Its layers have the names that they have with the volume, so they are in a directory of their own.
+    """
+    return disk.changed(source="copy", volume=None, file=f"{disk.id}/{disk.file}", size_bytes=size_bytes)

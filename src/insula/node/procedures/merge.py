@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 from insula.kit.errors import InsulaError
 from insula.node.context import MachineContext
+from insula.node.disks import KeptDisk
 from insula.node.procedure import Step
-from insula.node.snapshots import KeptDisk
 from insula.storage.chain import sweep
 from insula.storage.layers import layers_below
 from insula.storage.merging import Merge, merge_at_rest, plan_merges, survey

@@ -19,9 +19,9 @@ from insula.kit.paths import SNAPSHOT_STATE
 from insula.model.observation import Phase
 from insula.model.snapshot import Snapshot
 from insula.node.context import MachineContext
+from insula.node.disks import KeptDisk
 from insula.node.mending import mend
 from insula.node.procedure import Step
-from insula.node.snapshots import KeptDisk
 from insula.node.standing import let_run, remember_running
 from insula.node.suspension import describe_state
 from insula.storage import chain

@@ -20,10 +20,10 @@ from insula.model.observation import Phase
 from insula.model.snapshot import Snapshot, SnapshotDisk
 from insula.node import suspension
 from insula.node.context import MachineContext
+from insula.node.disks import KeptDisk
 from insula.node.procedure import Step
 from insula.node.procedures import start
 from insula.node.procedures.kill import kill
-from insula.node.snapshots import KeptDisk
 from insula.storage import chain
 from insula.storage.layers import top_name
 from insula.storage.volumes import create_overlay
