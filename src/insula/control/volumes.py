@@ -16,7 +16,8 @@ from insula.kit.clock import utc_now
 from insula.kit.errors import Conflict, Invalid, NotFound, nearest
 from insula.kit.paths import VOLUME_DISK
 from insula.model.base import new_uid
-from insula.model.device.disk import Bus, Disk, VolumeRef, volume_disk
+from insula.model.device import Device
+from insula.model.device.disk import SLOTS, Bus, Disk, VolumeRef, free_slot, volume_disk
 from insula.model.machine import Machine
 from insula.model.operation import Operation
 from insula.model.volume import Volume, VolumeMount
@@ -51,6 +52,12 @@ class VolumeNotAttached(Conflict):
     """The machine does not have the volume."""
 
     code = "volume-not-attached"
+
+
+class TooManyVolumes(Invalid):
+    """No place is left on the bus."""
+
+    code = "too-many-volumes"
 
 
 class VolumeCannotShrink(Invalid):
@@ -169,10 +176,17 @@ def refuse_busy_disks(desk: Desk, machine: Machine) -> None:
                     refuse_busy(desk, stored.document)
 
 
-def disk_of(volume: Volume, *, read_only: bool, bus: Bus) -> Disk:
-    """The volume as a machine's device."""
+def disk_of(volume: Volume, devices: Sequence[Device], *, read_only: bool, bus: Bus) -> Disk:
+    """The volume as another device beside these. Raises TooManyVolumes."""
+    slot = free_slot(bus, devices)
+    if slot is None:
+        raise TooManyVolumes(
+            f"Volume '{volume.name}' cannot be attached: the machine has {len(SLOTS[bus])} on the {bus} bus, "
+            "which is all there is room for.",
+            hint="Use --bus scsi." if bus == "virtio" else "Detach one first, or use --bus virtio.",
+        )
     reference = VolumeRef(uid=volume.uid, name=volume.name)
-    return volume_disk(reference, VOLUME_DISK, read_only=read_only, bus=bus)
+    return volume_disk(reference, VOLUME_DISK, read_only=read_only, bus=bus, slot=slot)
 
 
 def with_volumes(
@@ -192,7 +206,8 @@ def with_volumes(
                 f"Volume '{volume.name}' is named twice for machine '{machine.name}'.", hint="Name it once."
             )
         refuse_sharing(desk, volume, machine.name, read_only=mount.read_only)
-        disks.append(disk_of(volume, read_only=mount.read_only, bus=mount.bus))
+        present = (*machine.devices, *disks)
+        disks.append(disk_of(volume, present, read_only=mount.read_only, bus=mount.bus))
         changes.append(untouched(stored))
     return machine.changed(devices=(*machine.devices, *disks)), tuple(changes)
 

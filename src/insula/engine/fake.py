@@ -491,6 +491,9 @@ class FakeEngine:
         write(vessel.directory / DEVICE_STATE, "fake")
         return 0.0
 
+    async def find_unsavable(self, instance: Instance, plan: LaunchPlan) -> list[str]:
+        return []
+
     async def save(
         self, instance: Instance, path: Path, disks: Sequence[DiskSwitch], *, stay: bool = False
     ) -> float:

@@ -277,6 +277,11 @@ class QemuInstance:
             self._untold.update(("RESUME", "STOP"))
             await asyncio.gather(self.resume(), self.pause())
 
+    async def device_ids(self) -> frozenset[str]:
+        """The ids of all devices that have one."""
+        found = await self._execute("qom-list", path="/machine/peripheral")
+        return frozenset(str(entry["name"]) for entry in found if str(entry["type"]).startswith("child<"))
+
     async def _execute(self, command: str, **arguments: Any) -> Any:
         return await self._monitor.execute(command, **arguments)
 

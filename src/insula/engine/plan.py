@@ -209,6 +209,13 @@ def _boot(files: BootFiles) -> tuple[str, ...]:
     return ("-kernel", str(files.kernel), *initrd, *arguments)
 
 
+def launched_ids(plan: LaunchPlan) -> frozenset[str]:
+    """The ids of the devices that a launch makes."""
+    pairs = zip(plan.argv, plan.argv[1:], strict=False)
+    lines = [line for option_name, line in pairs if option_name == "-device"]
+    return frozenset(word[3:] for line in lines for word in line.split(",") if word.startswith("id="))
+
+
 def plan_to_json(plan: LaunchPlan) -> str:
     """The plan as it is kept in the machine's directory (which it does not name, so that it can be moved)."""
     fields = dataclasses.asdict(dataclasses.replace(plan, accelerator=plan.accelerator))

@@ -354,6 +354,12 @@ class Engine(Protocol):
         machine goes on as before, and the vessel is gone.
         """
 
+    async def find_unsavable(self, instance: Instance, plan: LaunchPlan) -> list[str]:
+        """Devices that a live machine has and one launched by this plan would not have, or the other way.
+
+        What is saved or captured of it could not be loaded again.
+        """
+
     async def save(
         self, instance: Instance, path: Path, disks: Sequence[DiskSwitch], *, stay: bool = False
     ) -> float:

@@ -21,7 +21,7 @@ from insula.engine.errors import (
 )
 from insula.engine.inotify import CREATED, Watch, watching
 from insula.engine.instance import QemuInstance
-from insula.engine.plan import choose_accelerator, plan_from_json, plan_to_json, render
+from insula.engine.plan import choose_accelerator, launched_ids, plan_from_json, plan_to_json, render
 from insula.engine.probe import connect_when_listening, load_facts
 from insula.engine.process import Process
 from insula.engine.protocol import (
@@ -138,6 +138,10 @@ class QemuEngine:
             await self.discard(vessel.directory)
             raise
         return stood
+
+    async def find_unsavable(self, instance: Instance, plan: LaunchPlan) -> list[str]:
+        assert isinstance(instance, QemuInstance), "an instance of another engine"
+        return sorted(await instance.device_ids() ^ launched_ids(plan))
 
     async def save(
         self, instance: Instance, path: Path, disks: Sequence[DiskSwitch], *, stay: bool = False

@@ -5,7 +5,30 @@ from __future__ import annotations
 import contextlib
 
 from insula.engine.errors import EngineLost, EngineRefused
+from insula.kit.errors import Conflict
 from insula.node.context import MachineContext
+
+
+class NotSavable(Conflict):
+    """A machine has devices that its document does not tell of, so its memory would fit no other launch."""
+
+    code = "not-savable"
+
+
+async def require_savable(context: MachineContext) -> None:
+    """Before memory is saved or captured. Raises NotSavable."""
+    instance, engine = context.instance, context.rooms.engine
+    if instance is None:
+        return
+    plan = engine.plan(context.placed, context.boot_files(), context.directory, await engine.facts())
+    strange = await engine.find_unsavable(instance, plan)
+    if strange:
+        raise NotSavable(
+            f"The memory of machine '{context.machine.name}' cannot be kept: it has other devices than "
+            f"another launch would give it ({', '.join(strange)}).",
+            hint="A controller stays when the last scsi volume is detached from a machine that runs. Attach "
+            f"one again, or restart it: insula restart {context.machine.name}",
+        )
 
 
 async def remember_running(context: MachineContext) -> None:

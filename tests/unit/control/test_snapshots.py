@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from insula.control.recovery import recover_ledger
+from insula.control.volumes import TooManyVolumes
 from insula.kit.run import run
+from insula.model.device.disk import SLOTS, Disk
 from insula.model.observation import Phase
 from insula.model.operation import OperationState
 from insula.model.snapshot import Snapshot
@@ -289,6 +291,31 @@ class TestForksOfMachinesWithVolumes:
         assert host.control is not None
         (volume,) = await host.control.list_volumes(None)
         assert sorted(volume.attached_to) == [("twin1", True), ("twin2", True), ("web", True)]
+
+
+class TestPlaces:
+    async def test_a_volume_keeps_its_place_on_its_bus(self, host: FakeHost) -> None:
+        await furnish(host)
+        for name in ("two", "three"):
+            await host.do("volume-create", name, size="1MiB")
+            await host.do("attach", volume=name)
+        await host.do("detach", volume="data")
+        await host.do("volume-create", "four", size="1MiB")
+        await host.do("attach", volume="four")
+        machine = host.machine()
+        assert machine is not None
+        slots = {d.volume.name: d.slot for d in machine.devices if isinstance(d, Disk) and d.volume}
+        assert slots == {"two": 0x1B, "three": 0x1A, "four": 0x1C}
+
+    async def test_a_bus_that_is_full_refuses_and_names_the_other(self, host: FakeHost) -> None:
+        await host.boot()
+        names = [f"v{number}" for number in range(len(SLOTS["virtio"]) + 1)]
+        for name in names:
+            await host.do("volume-create", name, size="1MiB")
+        await host.run(volumes=names[:-1])
+        with pytest.raises(TooManyVolumes, match="17 on the virtio bus"):
+            await host.do("attach", volume=names[-1])
+        assert (await host.do("attach", volume=names[-1], bus="scsi")).problem is None
 
 
 class TestSuspend:

@@ -26,7 +26,7 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     stored = find_volume(desk, request.project, mount.volume)
     volume = stored.document
     refuse_sharing(desk, volume, machine.name, read_only=mount.read_only)
-    disk = disk_of(volume, read_only=mount.read_only, bus=mount.bus)
+    disk = disk_of(volume, machine.devices, read_only=mount.read_only, bus=mount.bus)
     parameters = {**mount.model_dump(mode="json"), "volume_uid": volume.uid}
     asked = VerbRequest("attach", request.project, request.name, parameters, request.if_generation)
     intent = desk.machine_intent(asked, devices=(*machine.devices, disk))

@@ -53,6 +53,8 @@ def frontend(disk: Disk) -> dict[str, Any]:
     pairs: dict[str, Any] = {"driver": "virtio-blk-pci", "id": disk.id, "drive": node_of(disk.id)}
     if disk.bus == "scsi":
         pairs |= {"driver": "scsi-hd", "bus": f"{CONTROLLER['id']}.0"}
+    if disk.slot is not None:
+        pairs |= {"scsi-id": disk.slot} if disk.bus == "scsi" else {"addr": f"{disk.slot:#x}"}
     if disk.source == "image":
         pairs["bootindex"] = 1  # 0 is taken by -kernel, where there is one
     if disk.serial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from insula.model.base import Size, Value
@@ -25,7 +26,8 @@ class Disk(DeviceBase):
     seed, read-only), 'volume', or 'copy' (a fork's own, of a volume that the machine it was forked from
     wrote). file: its name in the machine's directory, or in the volume's. size_bytes:
     what the guest sees; None where the file says it. bus: a virtio-blk device, or one on a virtio-scsi
-    controller. serial: by which the guest knows it, at most 20 characters.
+    controller. serial: by which the guest knows it, at most 20 characters. slot: its place on its bus, which
+    it keeps, whether it is plugged or launched with: what is saved of a machine fits no other.
     """
 
     device: Literal["disk"] = "disk"
@@ -37,9 +39,21 @@ class Disk(DeviceBase):
     serial: str = ""
     bus: Bus = "virtio"
     volume: VolumeRef | None = None
+    slot: int | None = None
 
 
-def volume_disk(volume: VolumeRef, file: str, *, read_only: bool, bus: Bus) -> Disk:
+# Of volumes. PCI: below what has places of its own (drives, the scsi controller), above what a launch takes
+# for the other devices, from the lowest on. SCSI: targets, of which the drive has the last.
+SLOTS: dict[Bus, range] = {"virtio": range(0x1C, 0x0B, -1), "scsi": range(0, 64)}
+
+
+def free_slot(bus: Bus, devices: Iterable[DeviceBase]) -> int | None:
+    """The first place on a bus that none of these disks has; None when there is none."""
+    taken = {device.slot for device in devices if isinstance(device, Disk) and device.bus == bus}
+    return next((slot for slot in SLOTS[bus] if slot not in taken), None)
+
+
+def volume_disk(volume: VolumeRef, file: str, *, read_only: bool, bus: Bus, slot: int | None = None) -> Disk:
     """The disk as which a machine has a volume. Its id and serial number are the volume's for good."""
     return Disk(
         id=f"vol-{volume.uid}",
@@ -50,6 +64,7 @@ def volume_disk(volume: VolumeRef, file: str, *, read_only: bool, bus: Bus) -> D
         serial=volume.uid,
         bus=bus,
         volume=volume,
+        slot=slot,
     )
 
 

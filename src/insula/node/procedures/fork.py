@@ -14,7 +14,7 @@ from insula.node.context import MachineContext
 from insula.node.mending import mend
 from insula.node.procedure import Step
 from insula.node.procedures.merge import DEEP, depth
-from insula.node.standing import let_run, remember_running
+from insula.node.standing import let_run, remember_running, require_savable
 
 
 async def capture(context: MachineContext) -> None:
@@ -22,6 +22,7 @@ async def capture(context: MachineContext) -> None:
     instance, machine = context.instance, context.machine
     await remember_running(context)
     if not captures.is_whole(uid):
+        await require_savable(context)
         await let_run(context)
         await mend(context)
         context.progress("Capturing the machine")

@@ -34,6 +34,8 @@ _PHASES = {Phase.RUNNING: "running", Phase.PAUSED: "paused"}
 
 async def take(context: MachineContext) -> None:
     await take_back(context)
+    if context.parameters["memory"]:
+        await require_savable(context)
     await mend(context)
     snapshots, uid = context.rooms.snapshots, context.parameters["snapshot"]
     document = snapshots.find(uid)

@@ -13,7 +13,7 @@ from insula.model.observation import Phase
 from insula.node import suspension
 from insula.node.context import MachineContext
 from insula.node.procedure import Step
-from insula.node.standing import let_run, remember_running
+from insula.node.standing import let_run, remember_running, require_savable
 from insula.storage.errors import reserving
 
 
@@ -22,6 +22,7 @@ async def save(context: MachineContext) -> None:
     instance = context.instance
     if instance is None:
         return
+    await require_savable(context)
     directory = context.directory
     suspension.remove(directory)
     state = directory / SUSPENDED_STATE
