@@ -22,7 +22,7 @@ from insula.node.context import MachineContext
 from insula.node.disks import KeptDisk
 from insula.node.mending import mend
 from insula.node.procedure import Step
-from insula.node.standing import let_run, remember_running
+from insula.node.standing import let_run, remember_running, require_savable
 from insula.node.suspension import describe_state
 from insula.storage import chain
 from insula.storage.errors import reserving
