@@ -15,7 +15,7 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -122,8 +122,8 @@ class Web:
                 return ["image", "pull", "far", "--name", name]
         return [verb, NAME]
 
-    def round(self, told: list[str]) -> None:
-        """An operation, a victim, a moment; and what then is. told: what is said of a failure."""
+    def round(self, told: list[str], harm: Harm) -> None:
+        """An operation, with harm done to it; and what then is. told: what is said of a failure."""
         verb = self.choose()
         runs = self.phase == "running"
         if runs:
@@ -131,19 +131,13 @@ class Web:
             self.least = self.pattern.told()
         before = self.mark
         moment = Moment(self.mark, self.least, 0)
-        victim = self.draw.choice([v for v in VICTIMS if v != "machine" or verb not in ELSEWHERE])
-        delay = self.draw.uniform(0, LASTS[verb] * SLOWNESS)
-        words = self.words(verb)
-        told.append(f"{' '.join(words)}; {victim} killed after {delay:.3f}s")
-        with self.insula.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as doing:
-            time.sleep(delay)  # what is drawn is the moment
-            told.append(f"killed: {kill(self.insula, victim, doing)}")
-            said = doing.communicate(timeout=120)[0].decode()
-            told.append(f"status {doing.returncode}: {said[-600:]}")
+        status, victim = harm(self, verb, self.words(verb), told)
         settle(self.insula)
+        if victim == "disk" and self.phase == "paused":
+            self.insula("resume", NAME)  # it could not write; nothing was said to be written that is not
         phase = self.phase
         told.append(f"then it was {phase}: {self.insula.info(NAME)['reason']}")
-        self.check_phase(verb, runs, doing.returncode, victim, phase)
+        self.check_phase(verb, runs, status, victim, phase)
         if phase == "suspended" and verb == "suspend":
             return  # it is looked at once it has been started
         wakes = phase == "suspended"
@@ -158,7 +152,7 @@ class Web:
         if seen.told is not None:
             assert seen.newest == (seen.told, seen.told), "memory and disks are not of one moment"
         restored = verb == "restore" and seen.mark[0] == self.moments[self.subject].mark
-        if restored and doing.returncode == 0:
+        if restored and status == 0:
             told.append("restored")
         if restored and (before != seen.mark[0] or self.moments[self.subject].most < self.least):
             then = self.moments[self.subject]
@@ -167,15 +161,15 @@ class Web:
         else:
             assert seen.mark[0] == before
             assert seen.newest[1] >= self.least, "what was flushed is lost"
-            assert not (verb == "restore" and doing.returncode == 0), "it was not restored"
+            assert not (verb == "restore" and status == 0), "it was not restored"
         self.mark, self.least = seen.mark[0], seen.newest[1]
-        self.check_snapshots(verb, doing.returncode, Moment(moment.mark, moment.least, seen.newest[0]))
+        self.check_snapshots(verb, status, Moment(moment.mark, moment.least, seen.newest[0]))
         self.check_files()
 
     # What must be
 
     def check_phase(self, verb: str, ran: bool, status: int, victim: str, phase: str) -> None:
-        if victim == "machine":
+        if victim in ("machine", "disk"):
             return  # whether it was hit, and what the operation then did with it, is shown by what it holds
         if verb in ("suspend", "start"):
             assert phase in ("running", "suspended")
@@ -233,6 +227,38 @@ def settle(insula: RealShell) -> None:
             insula("op", "wait", operation["uid"], status=None)
 
 
+Harm = Callable[[Web, str, list[str], list[str]], tuple[int, str]]
+
+
+def kill_one(web: Web, verb: str, words: list[str], told: list[str]) -> tuple[int, str]:
+    """Run the operation, and kill a victim at some moment of it; its exit status, and who that was."""
+    victim = web.draw.choice([v for v in VICTIMS if v != "machine" or verb not in ELSEWHERE])
+    delay = web.draw.uniform(0, LASTS[verb] * SLOWNESS)
+    told.append(f"{' '.join(words)}; {victim} killed after {delay:.3f}s")
+    with web.insula.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as doing:
+        time.sleep(delay)  # what is drawn is the moment
+        told.append(f"killed: {kill(web.insula, victim, doing)}")
+        said = doing.communicate(timeout=120)[0].decode()
+    told.append(f"status {doing.returncode}: {said[-600:]}")
+    return doing.returncode, victim
+
+
+def fill_disk(web: Web, verb: str, words: list[str], told: list[str]) -> tuple[int, str]:
+    """Run the operation where only so much room is left; it is there again afterwards."""
+    left = web.draw.choice((0, web.draw.randrange(256 * 1024), web.draw.randrange(8 * MIB)))
+    told.append(f"{' '.join(words)}; with {left} bytes left on the disk")
+    filler = web.insula.home / "filler"
+    free = os.statvfs(web.insula.home)
+    with filler.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
+    try:
+        done = web.insula(*words, status=None)
+    finally:
+        filler.unlink()
+    told.append(f"status {done.returncode}: {done.stdout!r} {done.stderr.decode()[-900:]}")
+    return done.returncode, "disk"
+
+
 def kill(insula: RealShell, victim: str, doing: subprocess.Popen[bytes]) -> str:
     """kill -9 of the daemon, of the machine's monitor, or of a tool that works in this home, as soon as there
     is one; what was killed, in words."""
@@ -270,8 +296,8 @@ def draw() -> random.Random:
     return random.Random(seed)
 
 
-@pytest.fixture
-def web(tmp_path: Path, draw: random.Random) -> Iterator[Web]:
+@contextlib.contextmanager
+def web_in(tmp_path: Path, draw: random.Random) -> Iterator[Web]:
     """A home with the machine and its disks, one on virtio and one on scsi, and images to work with."""
     images = copy_image("micro", tmp_path / "images")
     disk = draw.randbytes(4 * MIB)
@@ -302,18 +328,36 @@ def make(insula: RealShell, draw: random.Random) -> Web:
     return web
 
 
-@pytest.mark.timeout(60 + 60 * ROUNDS)
-def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(web: Web) -> None:
-    for number in range(ROUNDS):
+def go_through(web: Web, harm: Harm, rounds: int) -> None:
+    for number in range(rounds):
         told = [f"round {number}"]
         try:
-            web.round(told)
+            web.round(told, harm)
         except BaseException:
             print("\n".join(told))
             raise
         if os.environ.get("INSULA_KILL_ROUNDS"):
             print("\n".join(told), flush=True)
     finish(web)
+
+
+@pytest.mark.timeout(120 + 60 * ROUNDS)
+def test_a_kill_at_any_moment_leaves_the_old_state_or_the_new(tmp_path: Path, draw: random.Random) -> None:
+    with web_in(tmp_path, draw) as web:
+        go_through(web, kill_one, ROUNDS)
+
+
+@pytest.mark.timeout(120 + 60 * ROUNDS)
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_leaves_the_old_state_or_the_new(tmp_path: Path, draw: random.Random) -> None:
+    (tmp_path / "home").mkdir()
+    options = ["-t", "tmpfs", "-o", "size=640M,mode=700", "tmpfs", str(tmp_path / "home")]
+    subprocess.run(["mount", *options], check=True)
+    try:
+        with web_in(tmp_path, draw) as web:
+            go_through(web, fill_disk, max(ROUNDS // 2, 1))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "home")], check=True)
 
 
 def finish(web: Web) -> None:

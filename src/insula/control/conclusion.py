@@ -10,6 +10,7 @@ from insula.control.verbs import find_verb
 from insula.kit.clock import utc_now
 from insula.model.operation import Operation, OperationState
 from insula.store.protocol import Change, Commit, Delete, Put, RevisionConflict
+from insula.store.room import when_there_is_room
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Concluder:
 
     async def _conclude_safely(self, operation: Operation) -> None:
         try:
-            await self.conclude(operation)
+            await when_there_is_room(lambda: self.conclude(operation))
         except Exception:
             log.exception("operation %s %s could not be concluded", operation.verb, operation.name)
 

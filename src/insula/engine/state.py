@@ -33,18 +33,28 @@ _SWITCHES = ("x-ignore-shared", "background-snapshot")
 _BANDWIDTH = 2**40
 
 
+def _tracks_writes(pid: int) -> bool:
+    """Whether a process has a userfaultfd(2) open."""
+    for entry in Path(f"/proc/{pid}/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            if "userfaultfd" in str(entry.readlink()):
+                return True
+    return False
+
+
 class StateTransfer:
     """What one machine's monitor does of these, one at a time. name: of the machine, for messages."""
 
-    def __init__(self, monitor: Monitor, name: str) -> None:
+    def __init__(self, monitor: Monitor, name: str, pid: int) -> None:
         self.monitor = monitor  # replaced when the session is opened anew
+        self._pid = pid
         self._name = name
         self._status: Cell[str] = Cell("none")
 
     def heard(self, event: Event) -> None:
         """A MIGRATION event came (qapi/migration.json)."""
         status = str(event["data"]["status"])
-        if self._status.value == "begun" and status in _ENDS:
+        if self._status.value == "begun" and status != "setup":
             return  # of the one before, which was given up: each tells first that it is set up
         self._status.set(status)
 
@@ -91,24 +101,22 @@ class StateTransfer:
     async def cancel(self) -> None:
         """Give up what is under way, if anything, also what an earlier daemon began; until that has ended.
 
-        What is sent in the background is waited for instead: of one that ends before all is sent, QEMU 7.2
-        leaves the guest's memory write-protected. The next vCPU that writes waits for ever, and soon the
-        monitor with it.
+        A background snapshot is let go on to its end: cancelled, QEMU 7.2 leaves the guest's memory protected
+        from writes with nobody to lift that, and the guest waits for ever at the next page it writes.
         """
-        if await self._is_in_background():
-            await self._wait_idle(_COPY_TIMEOUT)
-        else:
+        if not await self._is_busy():
+            return
+        states = await self.monitor.execute("query-migrate-capabilities")
+        background = {"capability": "background-snapshot", "state": True} in states
+        if not background:
             await self.monitor.execute("migrate_cancel")
-            await self._wait_idle()
-
-    async def _is_in_background(self) -> bool:
-        switches = await self.monitor.execute("query-migrate-capabilities")
-        return any(switch["state"] for switch in switches if switch["capability"] == "background-snapshot")
+        await self._wait_idle(_COPY_TIMEOUT if background else _TIMEOUT)
 
     async def _wait_idle(self, timeout: float = _TIMEOUT) -> None:
         """A transfer that has told its end is still about to change the machine's state for a moment.
 
-        To let the vCPUs run before would be a transition that ends the monitor.
+        To let the vCPUs run before would be a transition that ends the monitor; and a background snapshot
+        that began before would have its tracking of writes ended by the one that ends.
         """
         try:
             async with asyncio.timeout(timeout):
@@ -122,7 +130,9 @@ class StateTransfer:
     async def _is_busy(self) -> bool:
         if (await self.monitor.execute("query-migrate")).get("status", "none") not in (*_ENDS, "none"):
             return True
-        return bool((await self.monitor.execute("query-status"))["status"] == "finish-migrate")
+        if (await self.monitor.execute("query-status"))["status"] == "finish-migrate":
+            return True
+        return _tracks_writes(self._pid)
 
     async def _wait_under_way(self) -> None:
         """Until the devices are written down and the guest's writes are tracked; no event tells of it."""

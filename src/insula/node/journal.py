@@ -10,6 +10,7 @@ from insula.kit.clock import monotonic, utc_now
 from insula.kit.errors import InsulaError
 from insula.model.operation import Operation, OperationState, Progress, StepRecord
 from insula.store.protocol import Store
+from insula.store.room import when_there_is_room
 
 PROGRESS_INTERVAL = 0.2  # seconds between records of progress: each is a durable write
 
@@ -49,8 +50,16 @@ class OperationJournal:
         return await self._update(change)
 
     async def record(self, records: tuple[StepRecord, ...]) -> None:
+        """Raises LedgerFull, but not of a step that was undone: the undo of the others must go on."""
         self._records = records
-        await self._update(lambda o: o.model_copy(update={"steps": records, "notes": tuple(self._notes)}))
+
+        async def write() -> None:
+            await self._update(lambda o: o.model_copy(update={"steps": records, "notes": tuple(self._notes)}))
+
+        if any(record.state == "undone" for record in records):
+            await when_there_is_room(write)
+        else:
+            await write()
 
     async def remember(self, **values: Any) -> None:
         """Record JSON values that an undo will need, durably, before what they describe is changed."""
@@ -85,7 +94,9 @@ class OperationJournal:
             for record in self._records
         )
         done = {"state": OperationState.PERFORMED, "steps": records, "notes": tuple(self._notes), **fields}
-        await self._update(lambda o: o if o.state.is_final else o.model_copy(update=done))
+        await when_there_is_room(
+            lambda: self._update(lambda o: o if o.state.is_final else o.model_copy(update=done))
+        )
 
     async def _update(self, change: Callable[[Operation], Operation]) -> Operation:
         return await self._store.update(Operation, self._uid, change)

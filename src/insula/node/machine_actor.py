@@ -34,6 +34,7 @@ from insula.node.procedure import MOST_RECOVERIES, DaemonDied, perform
 from insula.node.procedures import find_steps
 from insula.node.rooms import Rooms
 from insula.planner.lifecycle import Cancelled, Situation, Verdict, judge
+from insula.store.room import when_there_is_room
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +209,8 @@ class MachineActor(Actor):
         if self._asking_addresses is not None:
             self._asking_addresses.cancel()
         self.rooms.engine.forget(self.rooms.home.machine(self.uid))
-        await self.observer.see_end(evidence, asked=self._asked_to_end)
+        asked = self._asked_to_end
+        await when_there_is_room(lambda: self.observer.see_end(evidence, asked=asked))
 
     # -- coming back
 
