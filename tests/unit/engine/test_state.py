@@ -53,7 +53,7 @@ def target() -> Iterator[int]:
 
 def transfer(monitor: Any, monkeypatch: pytest.MonkeyPatch) -> StateTransfer:
     monkeypatch.setattr(state, "_LOOK", 0.0)
-    return StateTransfer(monitor, "web")
+    return StateTransfer(monitor, "web", os.getpid())
 
 
 async def test_what_is_saved_in_the_background_is_waited_for_and_never_cancelled(
