@@ -251,12 +251,17 @@ def fill_disk(web: Web, verb: str, words: list[str], told: list[str]) -> tuple[i
     free = os.statvfs(web.insula.home)
     with filler.open("wb") as stream:
         os.posix_fallocate(stream.fileno(), 0, max(1, free.f_bavail * free.f_frsize - left))
-    try:
-        done = web.insula(*words, status=None)
-    finally:
-        filler.unlink()
-    told.append(f"status {done.returncode}: {done.stdout!r} {done.stderr.decode()[-900:]}")
-    return done.returncode, "disk"
+    with web.insula.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as doing:
+        try:
+            # What cannot be written down waits for room: then so does the command.
+            doing.wait(2 + web.draw.uniform(0, 2))
+        except subprocess.TimeoutExpired:
+            told.append("it waits for room")
+        finally:
+            filler.unlink()
+        said = doing.communicate(timeout=120)[0].decode()
+    told.append(f"status {doing.returncode}: {said[-900:]}")
+    return doing.returncode, "disk"
 
 
 def kill(insula: RealShell, victim: str, doing: subprocess.Popen[bytes]) -> str:
