@@ -89,9 +89,10 @@ class ImageStore:
         with self._locked():
             wanted = {self.blob(digest).name for digest in digests}
             for name in sorted(wanted):
-                claims = self.root / _CLAIMS / name
-                claims.mkdir(parents=True, exist_ok=True)
-                write_atomically(claims / holder.name, str(holder.absolute()), mode=0o644)
+                claim = self.root / _CLAIMS / name / holder.name
+                if not claim.exists() or claim.read_text() != str(holder.absolute()):
+                    claim.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomically(claim, str(holder.absolute()), mode=0o644)
             for claim in (self.root / _CLAIMS).glob(f"*/{holder.name}"):
                 if claim.parent.name not in wanted and claim.read_text() == str(holder.absolute()):
                     claim.unlink()
