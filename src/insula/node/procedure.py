@@ -6,8 +6,8 @@
 
 Therefore `do` and `undo` must be idempotent: doing twice changes nothing more. A step that cannot be so is
 marked `at_most_once`: if the daemon died during it, it is not repeated and the operation says so in a note.
-Of a step that has nothing to undo and may be repeated it makes no difference whether it was begun: that is not
-recorded by itself, which would cost a durable write.
+Of a step that has nothing to undo and may be repeated it makes no difference whether it was begun: it is not
+recorded by itself, which spares a durable write.
 """
 
 from __future__ import annotations
