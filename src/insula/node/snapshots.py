@@ -10,8 +10,6 @@ A snapshot stands by itself: it needs nothing of the machine's directory, and th
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from pathlib import Path
 
 from insula.engine.protocol import OWN_MEMORY, Memory, Saved
@@ -20,6 +18,7 @@ from insula.kit.paths import SNAPSHOT_DOCUMENT, SNAPSHOT_STATE, Home, write_atom
 from insula.model.device.disk import Disk
 from insula.model.machine import Machine
 from insula.model.snapshot import Snapshot, SnapshotDisk
+from insula.node import removal
 from insula.node.disks import KeptDisk, kept_disks
 from insula.storage import chain
 from insula.storage.layers import layers_below
@@ -125,12 +124,5 @@ class Snapshots:
         return sum(stat.st_blocks * 512 for stat in found if stat.st_nlink == 1)
 
     async def remove(self, uid: str) -> None:
-        """The directory and all in it are gone; a crash in the middle leaves it under a name that says so."""
-        directory = self.directory(uid)
-        doomed = directory.with_name(f".removing-{uid}")
-        if directory.exists():
-            if doomed.exists():
-                await asyncio.to_thread(shutil.rmtree, doomed)
-            directory.rename(doomed)
-        if doomed.exists():
-            await asyncio.to_thread(shutil.rmtree, doomed)
+        """Its files are gone; what stands on its layers lives on. Idempotent."""
+        await removal.remove_directory(self.directory(uid))

@@ -7,8 +7,6 @@ volume-rm                     one rename, then all gone
 
 from __future__ import annotations
 
-import asyncio
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 from insula.kit.paths import VOLUME_DISK, VOLUME_DOCUMENT, write_atomically
 from insula.model.operation import Operation, Progress
 from insula.model.volume import Volume
+from insula.node import removal
 from insula.node.journal import OperationJournal
 from insula.node.machine_actor import GivenUp
 from insula.node.mailbox import Actor
@@ -51,15 +50,7 @@ async def make_directory(context: VolumeContext) -> None:
 
 
 async def remove_directory(context: VolumeContext) -> None:
-    """The directory and all in it are gone; a crash in the middle leaves it under a name that says so."""
-    directory = context.directory
-    doomed = directory.with_name(f".removing-{directory.name}")
-    if directory.exists():
-        if doomed.exists():
-            await asyncio.to_thread(shutil.rmtree, doomed)
-        directory.rename(doomed)
-    if doomed.exists():
-        await asyncio.to_thread(shutil.rmtree, doomed)
+    await removal.remove_directory(context.directory)
 
 
 async def make_disk(context: VolumeContext) -> None:

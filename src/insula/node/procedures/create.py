@@ -8,11 +8,11 @@ operation's record, and the disks that were made agree with it.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Sequence
 
 from insula.model.observation import Phase
 from insula.model.template import NAME
+from insula.node import removal
 from insula.node.context import MachineContext
 from insula.node.disks import make_forks, make_overlays, make_seeds, template_layers
 from insula.node.procedure import Step
@@ -28,15 +28,8 @@ async def make_directory(context: MachineContext) -> None:
 
 
 async def remove_directory(context: MachineContext) -> None:
-    """The directory and all in it are gone; a crash in the middle leaves it under a name that says so."""
-    directory = context.directory
-    doomed = directory.with_name(f".removing-{directory.name}")
-    if directory.exists():
-        if doomed.exists():
-            await asyncio.to_thread(shutil.rmtree, doomed)
-        directory.rename(doomed)
-    if doomed.exists():
-        await asyncio.to_thread(shutil.rmtree, doomed)
+    """See `removal`; then nobody sees the machine any more."""
+    await removal.remove_directory(context.directory)
     await context.observer.forget()
 
 
