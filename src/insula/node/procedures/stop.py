@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 
+from insula.engine.errors import EngineLost
+from insula.engine.protocol import Instance
 from insula.kit.errors import InsulaError, Unavailable
 from insula.kit.units import format_duration
 from insula.model.observation import Phase
@@ -40,9 +43,15 @@ async def ask(context: MachineContext) -> None:
         except (InsulaError, TimeoutError):
             context.note("The guest agent did not take the request; the power button was pressed instead.")
     if not asked and context.instance is not None:
-        await instance.press_power_button()
+        await _press(instance)
     if context.instance is not None:
         await context.observer.see(phase=Phase.STOPPING, reason="Asked to shut down.")
+
+
+async def _press(instance: Instance) -> None:
+    """A machine that ends just now hears nothing any more; its end is what is waited for."""
+    with contextlib.suppress(EngineLost):
+        await instance.press_power_button()
 
 
 async def _wait_pressing(context: MachineContext) -> None:
@@ -55,7 +64,7 @@ async def _wait_pressing(context: MachineContext) -> None:
             return
         except TimeoutError:
             if context.instance is not None:
-                await context.instance.press_power_button()
+                await _press(context.instance)
     await context.wait_ended()
 
 
