@@ -13,6 +13,8 @@ from insula.control.conclusion import KEPT_OPERATIONS
 from insula.control.port import ExecRequest
 from insula.control.recovery import recover_ledger
 from insula.engine.agent.protocol import AgentSilent
+from insula.engine.errors import EngineLost
+from insula.engine.fakeinstance import FakeInstance
 from insula.kit.clock import monotonic
 from insula.kit.paths import PID_FILE
 from insula.model.event import Event
@@ -337,3 +339,20 @@ async def test_waiting_for_a_phase(host: FakeHost) -> None:
     waiting = asyncio.create_task(host.control.wait_machine("default", "web", {Phase.STOPPED}, 5))
     await host.do("stop")
     assert (await waiting).observation.phase is Phase.STOPPED
+
+
+async def test_a_machine_that_ends_while_its_power_button_is_pressed_is_stopped(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await host.run()
+    machine = host.world.machine("web")
+    machine.close_agent()
+
+    async def ends(_: object) -> None:
+        machine.power_off()
+        raise EngineLost("The monitor ended before it answered.")
+
+    monkeypatch.setattr(FakeInstance, "press_power_button", ends)
+    stopped = await host.do("stop", timeout=3)
+    assert stopped.state is OperationState.DONE, stopped.problem
+    assert host.seen().phase is Phase.STOPPED
