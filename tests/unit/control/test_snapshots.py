@@ -367,6 +367,25 @@ class TestSuspend:
         assert refused.problem["code"] == "state-does-not-fit"
         assert "accelerator" in refused.problem["detail"]
 
+    async def test_disks_of_a_snapshot_are_restored_where_its_memory_does_not_fit(
+        self, host: FakeHost
+    ) -> None:
+        from dataclasses import replace
+
+        from insula.model.observation import AcceleratorFact
+
+        await furnish(host)
+        await keep(host, "one", memory=True)
+        await write(host, 2)
+        kvm = AcceleratorFact(name="kvm", reason="new")
+        host.world.facts = replace(host.world.facts, auto=kvm, kvm_refused="")
+        refused = await host.do("snapshot-restore", name="one")
+        assert refused.problem is not None
+        assert refused.problem["code"] == "state-does-not-fit"
+        assert (host.seen().phase, await places(host)) == (Phase.RUNNING, {1, 2})
+        assert (await host.do("snapshot-restore", name="one", disks_only=True)).problem is None
+        assert await places(host) == {1}
+
     async def test_what_would_change_its_disks_is_refused(self, host: FakeHost) -> None:
         await furnish(host)
         await host.do("suspend")

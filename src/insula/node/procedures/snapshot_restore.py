@@ -78,7 +78,7 @@ async def prepare(context: MachineContext) -> None:
 async def _require_fit(context: MachineContext) -> None:
     """Memory that cannot be loaded here is refused before anything is lost."""
     snapshot = _snapshot(context)
-    if snapshot.memory is None:
+    if snapshot.memory is None or context.parameters.get("disks_only"):
         return
     engine = context.rooms.engine
     memory = context.rooms.snapshots.memory(snapshot)
