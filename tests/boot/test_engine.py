@@ -18,7 +18,16 @@ import pytest
 from insula.engine.agent.protocol import capture
 from insula.engine.errors import LaunchFailed, MachineDirectoryBusy
 from insula.engine.process import is_locked, read_identity
-from insula.engine.protocol import BootFiles, Engine, GuestReset, Instance, LaunchPlan, Resumed, ShuttingDown
+from insula.engine.protocol import (
+    BootFiles,
+    Engine,
+    GuestReset,
+    Instance,
+    LaunchPlan,
+    Memory,
+    Resumed,
+    ShuttingDown,
+)
 from insula.engine.qemu import QemuEngine
 from insula.kit.clock import monotonic
 from insula.kit.paths import LAUNCH_PLAN, QEMU_STDERR, SERIAL_LOG
@@ -303,6 +312,36 @@ async def test_a_guest_answers_and_powers_itself_off(bench: QemuBench, micro: tu
     assert await next_transition(events) == ShuttingDown(by_guest=True)
     evidence = await instance.wait_exit()
     assert (evidence.cause, evidence.exit_status) == ("guest-shutdown", 0)
+
+
+async def test_machines_that_have_written_much_and_little_are_captured(
+    bench: QemuBench, micro: tuple[Image, Path]
+) -> None:
+    """Much is sent by the monitor to a vessel, little is copied; a fork has written little."""
+    live = await booted(bench, micro)
+    agent = await live.agent(timeout=60)
+    look = ["sh", "-c", "tail -c 3000000 /tmp/f | md5sum"]
+    await capture(await agent.exec(["dd", "if=/dev/urandom", "of=/tmp/f", "bs=1M", "count=150"]))
+    facts = await bench.engine.facts()
+    document = machine("fork", boot="direct", memory_bytes=micro[0].defaults.memory_bytes)
+    for way in ("sent", "copied"):
+        agent = await live.agent(timeout=60)
+        before = await capture(await agent.exec(look))
+        directory, place = bench.directory.with_name(way), bench.directory.with_name(f"fork-{way}")
+        memory = Memory(shareable=True, vessel=True)
+        vessel = bench.engine.plan(document, BootFiles(), directory, facts, memory)
+        assert 0 < await bench.engine.capture(live, vessel, []) < PATIENCE
+        assert (directory / LAUNCH_PLAN).exists() == (way == "sent")  # there was a vessel
+        await capture(await agent.exec(["sh", "-c", "echo more >>/tmp/f"]))
+        await live.kill()
+        plan = bench.engine.plan(document, BootFiles(), place, facts, Memory(template=directory))
+        live = await bench.engine.launch(plan)
+        await bench.engine.discard(directory)
+        await live.resume()
+        agent = await live.agent(timeout=60)
+        assert (await capture(await agent.exec(look))).stdout == before.stdout
+        assert (place / QEMU_STDERR).read_text() == ""
+    await live.kill()
 
 
 async def test_the_agent_is_found_again_after_adoption_and_reset(

@@ -10,7 +10,8 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from insula.engine import console, evidence, frozen, process
-from insula.engine.capture import capture, save, touch
+from insula.engine.background import fill, save, touch
+from insula.engine.capture import capture
 from insula.engine.errors import (
     EngineLost,
     EngineMissing,
@@ -127,16 +128,26 @@ class QemuEngine:
 
     async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
         assert isinstance(instance, QemuInstance), "an instance of another engine"
+        try:
+            stood = await capture(instance, vessel.directory, disks)
+            if stood is None:
+                stood = await self._capture_in_background(instance, vessel, disks)
+        except BaseException:
+            await self.discard(vessel.directory)
+            raise
+        return stood
+
+    async def _capture_in_background(
+        self, instance: QemuInstance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]
+    ) -> float:
         touching = asyncio.create_task(touch(instance), name=f"touch memory of {instance.plan.name}")
         try:
             taker = await self.launch(vessel)
             await touching
-            stood = await capture(instance, taker, disks)
+            stood = await fill(instance, taker, disks)
             await self.freeze(taker)
-        except BaseException:
+        finally:
             await cancel_and_wait(touching)
-            await self.discard(vessel.directory)
-            raise
         return stood
 
     async def find_unsavable(self, instance: Instance, plan: LaunchPlan) -> list[str]:

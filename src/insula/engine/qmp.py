@@ -102,11 +102,28 @@ class Monitor:
 
     async def give_descriptor(self, name: str, descriptor: int) -> None:
         """Hand the monitor a copy of an open file, which it then knows as 'fd:NAME'. Raises as execute."""
+        self._send_descriptor(descriptor)
+        await self.execute("getfd", fdname=name)
+
+    @contextlib.asynccontextmanager
+    async def lent_descriptor(self, descriptor: int) -> AsyncIterator[str]:
+        """Meanwhile the monitor has a copy of an open file, by this path. Raises as execute.
+
+        What it opens the path for, reading or writing or both, must be what the file is open for.
+        """
+        self._send_descriptor(descriptor)
+        number = (await self.execute("add-fd"))["fdset-id"]
+        try:
+            yield f"/dev/fdset/{number}"
+        finally:
+            with contextlib.suppress(EngineLost):
+                await self.execute("remove-fd", fdset_id=number)
+
+    def _send_descriptor(self, descriptor: int) -> None:
         try:
             self._client.send_fd_scm(descriptor)
         except (OSError, QMPError) as error:
             raise EngineLost(f"The monitor of machine '{self._name}' takes no file.") from error
-        await self.execute("getfd", fdname=name)
 
     async def events(self) -> AsyncIterator[Event]:
         """What the monitor tells, in order, to one reader; ends when the session does."""

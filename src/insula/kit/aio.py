@@ -48,6 +48,19 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any] | None) -> None:
         await asyncio.gather(*real, return_exceptions=True)
 
 
+async def to_thread_end(work: Callable[..., T], *arguments: Any) -> T:
+    """As asyncio.to_thread, but it does not return before the thread is through, also when it is cancelled:
+    then what the work was given may go."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(working)
+    finally:
+        if not working.done():
+            await asyncio.wait({working})
+            if not working.cancelled():
+                working.exception()  # looked at: whoever cancelled does not want to know
+
+
 class Crew:
     """Background tasks of one owner: none is forgotten by the garbage collector, each failure is reported.
 

@@ -1,0 +1,137 @@
+"""A live machine's memory, copied from outside: once as it runs, and in part once more as it stands.
+
+    template's file ──what it has not written──┐
+                                               ├──> a file of its own, as large as the memory
+    process' own pages ──all, then all again───┘
+
+A fork's memory is its template's file, but for the pages that it has written: these are the process' own.
+What is not its own cannot change, so it need not stand while that is copied. What is its own is copied twice:
+as it runs, which makes room for it, and again as it stands, which is then a matter of moving bytes (4 GB/s
+here). Nothing tells which of them were written in between (soft-dirty bits would, where a kernel has them):
+so this is for machines that have written little.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import re
+from collections.abc import Iterator
+
+from insula.engine import frozen
+
+_PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
+# /proc/PID/pagemap (proc(5)) has 8 bytes a page. Of the highest of these, bit 7: it is there; bit 6: it is
+# swapped; bit 5: it is a file's, so not the process' own.
+_ENTRY = 8
+_OWN = bytes(1 if state & 0xC0 and not state & 0x20 else 0 for state in range(256))
+_RUN = re.compile(rb"\x01+")
+_MOST_PIECES = 1024  # of one request (IOV_MAX, <limits.h>)
+
+
+class _Piece(ctypes.Structure):
+    """struct iovec"""
+
+    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_read_memory = _libc.process_vm_readv
+_read_memory.restype = ctypes.c_ssize_t
+_read_memory.argtypes = (ctypes.c_int, *(ctypes.c_void_p, ctypes.c_ulong) * 2, ctypes.c_ulong)
+
+
+class MemoryCopy:
+    """One copy of one process' memory. Raises OSError where this user may not look into the process.
+
+    address, size: of the machine's memory in that process, in bytes. base: what is mapped there copy on
+    write, if anything is; closed with the copy.
+    """
+
+    def __init__(self, pid: int, address: int, size: int, base: int | None) -> None:
+        self._pid = pid
+        self._address = address
+        self._size = size
+        self._base = base
+        self._copied = 0  # pages that were the process' own, a bit each
+        self._pages = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.memory = frozen.create_memory(size)
+        except BaseException:
+            os.close(self._pages)
+            raise
+        try:
+            self._target = mmap.mmap(self.memory, size)
+        except BaseException:
+            os.close(self._pages)
+            os.close(self.memory)
+            raise
+        self._target_address = ctypes.addressof(ctypes.c_char.from_buffer(self._target))
+
+    def close(self) -> None:
+        """Give the descriptors back, that of the copy too."""
+        self._target.close()
+        for descriptor in (self._pages, self.memory, self._base):
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def own_bytes(self) -> int:
+        """How much the process has written, and is copied while the machine stands."""
+        return self._own_pages().count(1) * _PAGE_SIZE
+
+    def prepare(self) -> None:
+        """Copy all of it, while the machine runs."""
+        own = self._own_pages()
+        self._copied = int.from_bytes(own, "little")
+        self._copy(own)
+        if self._base is not None:
+            for start, end in _data(self._base):
+                for gap in re.finditer(rb"\x00+", own[start // _PAGE_SIZE : -(-end // _PAGE_SIZE)]):
+                    at = start + gap.start() * _PAGE_SIZE
+                    self._copy_base(at, min(start + gap.end() * _PAGE_SIZE, end))
+
+    def finish(self) -> None:
+        """Copy what may be different by now; the machine stands."""
+        own = int.from_bytes(self._own_pages(), "little")
+        # A page may be the file's again that was its own: its monitor gave it back.
+        self._copy((own | self._copied).to_bytes(self._size // _PAGE_SIZE, "little"))
+
+    def _own_pages(self) -> bytes:
+        """A byte for each page: 1 where it is the process' own."""
+        length = self._size // _PAGE_SIZE * _ENTRY
+        entries = os.pread(self._pages, length, self._address // _PAGE_SIZE * _ENTRY)
+        if len(entries) < length:
+            raise OSError(f"The memory of process {self._pid} is not there any more.")
+        return entries[_ENTRY - 1 :: _ENTRY].translate(_OWN)
+
+    def _copy(self, own: bytes) -> None:
+        runs = [(run.start() * _PAGE_SIZE, len(run[0]) * _PAGE_SIZE) for run in _RUN.finditer(own)]
+        for first in range(0, len(runs), _MOST_PIECES):
+            some = runs[first : first + _MOST_PIECES]
+            pieces = _Piece * len(some)
+            here = pieces(*(_Piece(self._target_address + at, length) for at, length in some))
+            there = pieces(*(_Piece(self._address + at, length) for at, length in some))
+            read = _read_memory(self._pid, here, len(some), there, len(some), 0)
+            if read < 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            if read < sum(length for _, length in some):
+                raise OSError(f"The memory of process {self._pid} is not there any more.")
+
+    def _copy_base(self, start: int, end: int) -> None:
+        assert self._base is not None, "asked for only with one"
+        while start < end:
+            start += os.copy_file_range(self._base, self.memory, end - start, start, start)
+
+
+def _data(descriptor: int) -> Iterator[tuple[int, int]]:
+    """Where there is something in a file, from here to there."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError:  # ENXIO: nothing more
+            return
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end

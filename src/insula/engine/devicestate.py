@@ -1,0 +1,130 @@
+"""The devices of a machine that stands, written down in a millisecond beside memory that others take care of.
+
+    "QEVM" version   configuration   section "ram": the firmware   devices   end   description
+                     └──────────────── ours ────────────────────┘                  └── ours, empty
+
+QEMU writes the devices with a command that was made for Xen, where memory is not QEMU's either. It is part of
+every build for x86, needs no migration to begin or to end, and changes nothing of the machine. It leaves out
+what machine this is of, without which nothing loads it, and the firmware, which a monitor that loads a state
+throws away. Both are put in here, as `migrate` with `x-ignore-shared` would have written them (migration/
+savevm.c and ram.c; the format has not changed since 2.4).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+
+from insula.engine import blocks
+from insula.engine.errors import EngineLost
+from insula.engine.plan import MEMORY
+from insula.engine.qmp import Monitor
+
+_BEGINNING = b"QEVM\x00\x00\x00\x03"
+_CONFIGURATION, _SUBSECTION, _DESCRIPTION, _FOOTER = b"\x07", b"\x05", b"\x06", b"\x7e"
+_START, _LAST = b"\x01", b"\x03"  # parts of a section
+_RAM = b"\x03ram" + struct.pack(">II", 0, 4)  # the section's name, instance and version
+_NUMBER = struct.pack(">I", 1)  # of the section; any does that no other has had
+_U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
+_SIZE, _PAGE, _END, _GOES_ON = 0x04, 0x08, 0x10, 0x20  # records of that section
+_PAGE_SIZE = 4096
+
+_FIRMWARE = "pc.bios"
+_TOP = 2**32  # where the firmware ends
+# What the others hold is made anew by each monitor (the tables for the firmware), or is nothing (the room for
+# cards' own firmware, which goes another way).
+_STATIC = re.compile(r"pc\.rom|/rom@\S+")
+
+
+async def read_firmware(monitor: Monitor, pid: int) -> bytes | None:
+    """The machine's firmware, if that and its memory are all there is beside its devices.
+
+    None: a card has memory of its own, as one with a screen has, or it is not told. Raises EngineLost, and
+    OSError where this user may not look into the process.
+    """
+    found = await blocks.sizes(monitor)
+    if any(name not in (MEMORY, _FIRMWARE) and not _STATIC.fullmatch(name) for name in found):
+        return None
+    size = found.get(_FIRMWARE, 0)
+    address = await blocks.locate(monitor, _FIRMWARE, _TOP - size) if size else None
+    if address is None:
+        return None
+    memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        firmware = os.pread(memory, size, address)
+    finally:
+        os.close(memory)
+    return firmware if len(firmware) == size else None
+
+
+async def write(monitor: Monitor, machine_type: str, firmware: bytes) -> bytes:
+    """What a fork loads; the vCPUs stand. Raises EngineLost, EngineRefused, OSError.
+
+    machine_type: with its version, as the machine was launched.
+    """
+    memory = os.memfd_create("insula-devices", os.MFD_CLOEXEC)
+    try:
+        writer = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            async with monitor.lent_descriptor(writer) as path:
+                # live: else it lets go of the disks when the machine stood already.
+                await monitor.execute("xen-save-devices-state", filename=path, live=False)
+        finally:
+            os.close(writer)
+        return complete(os.pread(memory, os.fstat(memory).st_size, 0), machine_type, firmware)
+    finally:
+        os.close(memory)
+
+
+def complete(written: bytes, machine_type: str, firmware: bytes) -> bytes:
+    """What Xen's command has written as `migrate` would have. Raises EngineLost when it is something else."""
+    if not written.startswith(_BEGINNING) or not written.endswith(b"\x00"):
+        raise EngineLost("The monitor wrote its devices in a way that nothing is known of.")
+    description = b"{}"
+    return b"".join(
+        (
+            _BEGINNING,
+            _configuration(machine_type),
+            _ram(firmware),
+            written[len(_BEGINNING) :],
+            _DESCRIPTION + _U32.pack(len(description)) + description,
+        )
+    )
+
+
+def _configuration(machine_type: str) -> bytes:
+    return b"".join(
+        (
+            _CONFIGURATION + _U32.pack(len(machine_type)) + machine_type.encode(),
+            _SUBSECTION + _text("configuration/capabilities") + _U32.pack(1),  # its version
+            _U32.pack(1) + _text("x-ignore-shared"),
+        )
+    )
+
+
+def _ram(firmware: bytes) -> bytes:
+    """What blocks there are, each with where the guest has it (compared for shared ones); then the pages."""
+    blocks_told = (
+        _U64.pack(len(firmware) | _SIZE)
+        + _text(_FIRMWARE)
+        + _U64.pack(len(firmware))
+        + _U64.pack(0)
+        + _U64.pack(_END)
+    )
+    pages = [
+        _U64.pack(at | _PAGE | (_GOES_ON if at else 0))
+        + (b"" if at else _text(_FIRMWARE))
+        + firmware[at : at + _PAGE_SIZE]
+        for at in range(0, len(firmware), _PAGE_SIZE)
+    ]
+    return b"".join(
+        (
+            *(_START, _NUMBER, _RAM, blocks_told, _FOOTER, _NUMBER),
+            *(_LAST, _NUMBER, *pages, _U64.pack(_END), _FOOTER, _NUMBER),
+        )
+    )
+
+
+def _text(text: str) -> bytes:
+    return bytes([len(text)]) + text.encode()

@@ -1,0 +1,95 @@
+"""What a fork loads, put together of what a monitor writes of its devices and what it leaves out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from insula.engine import blocks, devicestate
+from insula.engine.errors import EngineLost, EngineRefused
+
+TOLD = """\
+              Block Name    PSize              Offset               Used              Total
+                     ram    4 KiB  0x0000000000000000 0x0000000020000000 0x0000000020000000
+    /rom@etc/acpi/tables    4 KiB  0x0000000020080000 0x0000000000020000 0x0000000000200000
+                 pc.bios    4 KiB  0x0000000020000000 0x0000000000001000 0x0000000000001000
+                  pc.rom    4 KiB  0x0000000020040000 0x0000000000020000 0x0000000000020000
+"""
+# From QEMU 8.2 on there are more columns.
+TOLD_LATER = """\
+      Block Name    PSize              Offset               Used              Total                HVA  RO
+             ram    4 KiB  0x0000000000000000 0x0000000020000000 0x0000000020000000 0x00007f0e3fe00000  rw
+        vga.vram    2 MiB  0x0000000020080000 0x0000000001000000 0x0000000001000000 0x00007f0e3ee00000  rw
+"""
+
+
+class Monitor:
+    """One that says what it was told to say."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        answer = self.answers.get(command.replace("-", "_"))
+        if answer is None:
+            raise EngineRefused(f"no {command}")
+        return answer
+
+
+async def test_blocks_are_read_as_releases_tell_them() -> None:
+    found = await blocks.sizes(Monitor(x_query_ramblock={"human-readable-text": TOLD}))  # type: ignore[arg-type]
+    assert found == {"ram": 2**29, "/rom@etc/acpi/tables": 2**17, "pc.bios": 2**12, "pc.rom": 2**17}
+    later = await blocks.sizes(Monitor(x_query_ramblock={"human-readable-text": TOLD_LATER}))  # type: ignore[arg-type]
+    assert later == {"ram": 2**29, "vga.vram": 2**24}
+    assert await blocks.sizes(Monitor()) == {}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ("Host virtual address for 0x0 (ram) is 0x7fd1affff000\r\n", 0x7FD1AFFFF000),
+        ("Host virtual address for 0x0 (vga.vram) is 0x7fd1affff000\r\n", None),
+        ("Memory at address 0x0 is not RAM\r\n", None),
+    ],
+)
+async def test_a_place_is_believed_only_of_the_block_that_was_asked_for(said: str, place: int | None) -> None:
+    assert await blocks.locate(Monitor(human_monitor_command=said), "ram", 0) == place  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("told", [TOLD_LATER, "", TOLD.replace("pc.bios", "pflash0")])
+async def test_a_machine_with_memory_beside_memory_is_not_for_this(told: str) -> None:
+    monitor = Monitor(
+        x_query_ramblock={"human-readable-text": told},
+        human_monitor_command="Host virtual address for 0xfffff000 (pc.bios) is 0x1000\r\n",
+    )
+    assert await devicestate.read_firmware(monitor, 1) is None  # type: ignore[arg-type]
+
+
+def test_what_is_loaded_has_the_machine_the_firmware_and_the_devices() -> None:
+    firmware = bytes([1]) * 4096 + bytes([2]) * 4096
+    state = devicestate.complete(b"QEVM\0\0\0\x03\x04devices\0", "pc-i440fx-7.2", firmware)
+    expected = [
+        b"QEVM\0\0\0\x03",
+        b"\x07\0\0\0\x0dpc-i440fx-7.2",
+        b"\x05\x1aconfiguration/capabilities\0\0\0\x01\0\0\0\x01\x0fx-ignore-shared",
+        b"\x01\0\0\0\x01\x03ram\0\0\0\0\0\0\0\x04",
+        b"\0\0\0\0\0\0\x20\x04" + b"\x07pc.bios" + b"\0\0\0\0\0\0\x20\0" + bytes(8) + b"\0\0\0\0\0\0\0\x10",
+        b"\x7e\0\0\0\x01",
+        b"\x03\0\0\0\x01",
+        b"\0\0\0\0\0\0\0\x08\x07pc.bios" + firmware[:4096],
+        b"\0\0\0\0\0\0\x10\x28" + firmware[4096:],
+        b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x01",
+        b"\x04devices\0",
+        b"\x06\0\0\0\x02{}",
+    ]
+    for part in expected:
+        assert state.startswith(part)
+        state = state[len(part) :]
+    assert not state
+
+
+@pytest.mark.parametrize("written", [b"", b"QEVM\0\0\0\x04\0", b"QEVM\0\0\0\x03\x04cut"])
+def test_what_is_not_known_is_not_loaded(written: bytes) -> None:
+    with pytest.raises(EngineLost):
+        devicestate.complete(written, "pc-i440fx-7.2", b"")
