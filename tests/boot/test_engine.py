@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from insula.engine import frozen
 from insula.engine.agent.protocol import capture
 from insula.engine.errors import LaunchFailed, MachineDirectoryBusy
 from insula.engine.process import is_locked, read_identity
@@ -317,21 +318,26 @@ async def test_a_guest_answers_and_powers_itself_off(bench: QemuBench, micro: tu
 async def test_machines_that_have_written_much_and_little_are_captured(
     bench: QemuBench, micro: tuple[Image, Path]
 ) -> None:
-    """Much is sent by the monitor to a vessel, little is copied; a fork has written little."""
+    """Much is sent by the monitor to a vessel. Little, as a fork has written, is copied: with all that it
+    shares with others for many forks, by itself for few."""
     live = await booted(bench, micro)
     agent = await live.agent(timeout=60)
     look = ["sh", "-c", "tail -c 3000000 /tmp/f | md5sum"]
     await capture(await agent.exec(["dd", "if=/dev/urandom", "of=/tmp/f", "bs=1M", "count=150"]))
     facts = await bench.engine.facts()
     document = machine("fork", boot="direct", memory_bytes=micro[0].defaults.memory_bytes)
-    for way in ("sent", "copied"):
+    for way, forks in (("sent", 1), ("copied", 1000), ("kept apart", 1), ("kept apart again", 1)):
         agent = await live.agent(timeout=60)
         before = await capture(await agent.exec(look))
         directory, place = bench.directory.with_name(way), bench.directory.with_name(f"fork-{way}")
         memory = Memory(shareable=True, vessel=True)
         vessel = bench.engine.plan(document, BootFiles(), directory, facts, memory)
-        assert 0 < await bench.engine.capture(live, vessel, []) < PATIENCE
+        assert 0 < await bench.engine.capture(live, vessel, [], forks=forks) < PATIENCE
         assert (directory / LAUNCH_PLAN).exists() == (way == "sent")  # there was a vessel
+        assert frozen.keeps_state(directory) == way.startswith("kept")
+        held = bench.engine.frozen_bytes(directory)
+        assert held is not None
+        assert held < 60 * 2**20 or not way.startswith("kept")
         await capture(await agent.exec(["sh", "-c", "echo more >>/tmp/f"]))
         await live.kill()
         plan = bench.engine.plan(document, BootFiles(), place, facts, Memory(template=directory))

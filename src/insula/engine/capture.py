@@ -3,6 +3,9 @@
     memory is copied ──> vCPUs stand: disks go on in overlays, devices are written down,
                                       what it has written is copied once more ──> run again ──> sealed, held
 
+Few forks of a machine that has itself been forked get the memory that it shares with others, and a state with
+the pages that are its own; many forks a memory that has all, which they share.
+
 Nothing else runs for it, and it takes a fifth of the time of the other way (`background`). That one is for
 machines that have written too much for this: a gigabyte would make them stand for a quarter of a second.
 """
@@ -10,7 +13,8 @@ machines that have written too much for this: a gigabyte would make them stand f
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from insula.engine import blocks, devicestate, frozen
@@ -27,13 +31,17 @@ from insula.kit.paths import DEVICE_STATE
 # To find them among all its memory takes the time of copying the 64th part of it.
 _MOST_OWN = 96 * 2**20
 _LOOKING = 64
+_LOADING = 2  # a page that a fork loads costs as much as two that are copied for all of them
 
 
-async def capture(machine: QemuInstance, directory: Path, disks: Sequence[DiskSwitch]) -> float | None:
+async def capture(
+    machine: QemuInstance, directory: Path, disks: Sequence[DiskSwitch], forks: int
+) -> float | None:
     """Make a template of the machine, in the directory; returns the seconds in which its vCPUs stood.
 
-    None: it cannot be done so here, or the machine would stand for long; nothing has happened then. Raises
-    EngineLost, EngineRefused, OSError; then the machine runs as it did before, and `discard` is called for.
+    forks: how many will be made of it. None: it cannot be done so here, or the machine would stand for long;
+    nothing has happened then. Raises EngineLost, EngineRefused, OSError; then the machine runs as it did
+    before, and `discard` is called for.
     """
     await machine.settle()
     runs = await machine.state() == "running"
@@ -47,17 +55,35 @@ async def capture(machine: QemuInstance, directory: Path, disks: Sequence[DiskSw
     try:
         if runs and _is_much(machine, copy):
             return None
-        await to_thread_end(copy.prepare)
+        whole = copy.own_bytes() * _LOADING * forks > copy.base_bytes()
+        await to_thread_end(partial(copy.prepare, whole=whole))
         if runs and _is_much(machine, copy):
             return None
-        stood, devices = await _stand(machine, copy, firmware, disks, runs=runs)
-        frozen.seal(copy.memory)
+        stood, devices = await _stand(machine, copy, disks, runs=runs)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (directory / DEVICE_STATE).write_bytes(devices)
-        await frozen.hold(directory, copy.memory)
+        machine_type, size = machine.plan.shape["machine type"], machine.plan.memory_bytes
+        if whole:
+            frozen.seal(copy.memory)
+            pieces = devicestate.compose(devices, machine_type, firmware, size)
+            (directory / DEVICE_STATE).write_bytes(b"".join(pieces))
+            await frozen.hold(directory, copy.memory)
+        else:
+            pieces = devicestate.compose(devices, machine_type, firmware, size, copy.own_pages())
+            await _hold_difference(directory, copy, pieces)
     finally:
         copy.close()
     return stood
+
+
+async def _hold_difference(directory: Path, copy: MemoryCopy, pieces: Iterable[bytes | memoryview]) -> None:
+    """Keep what the machine shares with others, and beside it a state that has the rest."""
+    assert copy.base is not None, "there is something that it shares"
+    state = await to_thread_end(frozen.create_state, pieces)
+    try:
+        (directory / DEVICE_STATE).touch(mode=0o600)  # it is a frozen machine's directory; nothing to load
+        await frozen.hold(directory, copy.base, state)
+    finally:
+        os.close(state)
 
 
 def _is_much(machine: QemuInstance, copy: MemoryCopy) -> bool:
@@ -67,7 +93,7 @@ def _is_much(machine: QemuInstance, copy: MemoryCopy) -> bool:
 async def _begin(machine: QemuInstance) -> tuple[MemoryCopy, bytes] | None:
     """The copy, and the machine's firmware. None when it cannot be done. Raises EngineLost and OSError."""
     monitor, pid = machine.transfer.monitor, machine.identity.pid
-    firmware = await devicestate.read_firmware(monitor, pid)
+    firmware = await devicestate.read_firmware(monitor, pid, machine.plan.memory_bytes)
     address = await blocks.locate(monitor, MEMORY, 0)
     if address is None or firmware is None:
         return None
@@ -81,7 +107,7 @@ async def _begin(machine: QemuInstance) -> tuple[MemoryCopy, bytes] | None:
 
 
 async def _stand(
-    machine: QemuInstance, copy: MemoryCopy, firmware: bytes, disks: Sequence[DiskSwitch], *, runs: bool
+    machine: QemuInstance, copy: MemoryCopy, disks: Sequence[DiskSwitch], *, runs: bool
 ) -> tuple[float, bytes]:
     """Seconds that it stood, and its devices as they were. One that stood already stands for as long as it
     takes, and nobody lets it run for a moment."""
@@ -91,7 +117,7 @@ async def _stand(
     try:
         monitor = machine.transfer.monitor
         await switch(monitor.execute, machine.plan.directory, disks)
-        devices = await devicestate.write(monitor, machine.plan.shape["machine type"], firmware)
+        devices = await devicestate.write(monitor)
         await to_thread_end(copy.finish)
     finally:
         if runs:

@@ -1,6 +1,6 @@
 """A live machine's memory, copied from outside: once as it runs, and in part once more as it stands.
 
-    template's file ──what it has not written──┐
+    template's file ──what it has not written──┐ (`whole`)
                                                ├──> a file of its own, as large as the memory
     process' own pages ──all, then all again───┘
 
@@ -13,6 +13,7 @@ so this is for machines that have written little.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import os
@@ -26,7 +27,7 @@ _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 # swapped; bit 5: it is a file's, so not the process' own.
 _ENTRY = 8
 _OWN = bytes(1 if state & 0xC0 and not state & 0x20 else 0 for state in range(256))
-_RUN = re.compile(rb"\x01+")
+_RUN, _GAP = re.compile(rb"\x01+"), re.compile(rb"\x00+")
 _MOST_PIECES = 1024  # of one request (IOV_MAX, <limits.h>)
 
 
@@ -46,15 +47,15 @@ class MemoryCopy:
     """One copy of one process' memory. Raises OSError where this user may not look into the process.
 
     address, size: of the machine's memory in that process, in bytes. base: what is mapped there copy on
-    write, if anything is; closed with the copy.
+    write, if anything is; closed with the copy. memory: the file that is copied to.
     """
 
     def __init__(self, pid: int, address: int, size: int, base: int | None) -> None:
         self._pid = pid
         self._address = address
         self._size = size
-        self._base = base
-        self._copied = 0  # pages that were the process' own, a bit each
+        self.base = base
+        self._own = bytes(size // _PAGE_SIZE)  # the pages that were copied as the process' own: 1
         self._pages = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.memory = frozen.create_memory(size)
@@ -71,8 +72,9 @@ class MemoryCopy:
 
     def close(self) -> None:
         """Give the descriptors back, that of the copy too."""
-        self._target.close()
-        for descriptor in (self._pages, self.memory, self._base):
+        with contextlib.suppress(BufferError):  # somebody still looks at a page of it: then it goes later
+            self._target.close()
+        for descriptor in (self._pages, self.memory, self.base):
             if descriptor is not None:
                 os.close(descriptor)
 
@@ -80,22 +82,34 @@ class MemoryCopy:
         """How much the process has written, and is copied while the machine stands."""
         return self._own_pages().count(1) * _PAGE_SIZE
 
-    def prepare(self) -> None:
-        """Copy all of it, while the machine runs."""
-        own = self._own_pages()
-        self._copied = int.from_bytes(own, "little")
-        self._copy(own)
-        if self._base is not None:
-            for start, end in _data(self._base):
-                for gap in re.finditer(rb"\x00+", own[start // _PAGE_SIZE : -(-end // _PAGE_SIZE)]):
-                    at = start + gap.start() * _PAGE_SIZE
-                    self._copy_base(at, min(start + gap.end() * _PAGE_SIZE, end))
+    def base_bytes(self) -> int:
+        """How much there is in what it shares with others."""
+        return os.fstat(self.base).st_blocks * 512 if self.base is not None else 0  # stat(2)
+
+    def prepare(self, *, whole: bool) -> None:
+        """Copy what is the process' own while the machine runs. whole: what it shares with others, too."""
+        self._own = self._own_pages()
+        self._copy(self._own)
+        if not whole or self.base is None:
+            return
+        for start, end in _data(self.base):
+            for gap in _GAP.finditer(self._own[start // _PAGE_SIZE : -(-end // _PAGE_SIZE)]):
+                at = start + gap.start() * _PAGE_SIZE
+                _copy_file(self.base, self.memory, at, min(start + gap.end() * _PAGE_SIZE, end))
 
     def finish(self) -> None:
         """Copy what may be different by now; the machine stands."""
-        own = int.from_bytes(self._own_pages(), "little")
         # A page may be the file's again that was its own: its monitor gave it back.
-        self._copy((own | self._copied).to_bytes(self._size // _PAGE_SIZE, "little"))
+        both = int.from_bytes(self._own, "little") | int.from_bytes(self._own_pages(), "little")
+        self._own = both.to_bytes(len(self._own), "little")
+        self._copy(self._own)
+
+    def own_pages(self) -> Iterator[tuple[int, memoryview]]:
+        """Where each page that was copied as the process' own belongs, and what is in it."""
+        content = memoryview(self._target)
+        for run in _RUN.finditer(self._own):
+            for at in range(run.start() * _PAGE_SIZE, run.end() * _PAGE_SIZE, _PAGE_SIZE):
+                yield at, content[at : at + _PAGE_SIZE]
 
     def _own_pages(self) -> bytes:
         """A byte for each page: 1 where it is the process' own."""
@@ -119,10 +133,10 @@ class MemoryCopy:
             if read < sum(length for _, length in some):
                 raise OSError(f"The memory of process {self._pid} is not there any more.")
 
-    def _copy_base(self, start: int, end: int) -> None:
-        assert self._base is not None, "asked for only with one"
-        while start < end:
-            start += os.copy_file_range(self._base, self.memory, end - start, start, start)
+
+def _copy_file(source: int, target: int, start: int, end: int) -> None:
+    while start < end:
+        start += os.copy_file_range(source, target, end - start, start, start)
 
 
 def _data(descriptor: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """The devices of a machine that stands, written down in a millisecond beside memory that others take care of.
 
-    "QEVM" version   configuration   section "ram": the firmware   devices   end   description
-                     └──────────────── ours ────────────────────┘                  └── ours, empty
+    "QEVM" version   configuration   section "ram": firmware, pages   devices   end   description
+                     └────────────────── ours ─────────────────────┘                  └── ours, empty
 
 QEMU writes the devices with a command that was made for Xen, where memory is not QEMU's either. It is part of
 every build for x86, needs no migration to begin or to end, and changes nothing of the machine. It leaves out
@@ -15,12 +15,15 @@ from __future__ import annotations
 import os
 import re
 import struct
+from collections.abc import Iterable, Iterator
 
 from insula.engine import blocks
 from insula.engine.errors import EngineLost
 from insula.engine.plan import MEMORY
 from insula.engine.qmp import Monitor
 
+Page = tuple[int, memoryview]  # where it is in its block, and what is in it
+Buffer = bytes | memoryview
 _BEGINNING = b"QEVM\x00\x00\x00\x03"
 _CONFIGURATION, _SUBSECTION, _DESCRIPTION, _FOOTER = b"\x07", b"\x05", b"\x06", b"\x7e"
 _START, _LAST = b"\x01", b"\x03"  # parts of a section
@@ -37,13 +40,15 @@ _TOP = 2**32  # where the firmware ends
 _STATIC = re.compile(r"pc\.rom|/rom@\S+")
 
 
-async def read_firmware(monitor: Monitor, pid: int) -> bytes | None:
-    """The machine's firmware, if that and its memory are all there is beside its devices.
+async def read_firmware(monitor: Monitor, pid: int, memory_bytes: int) -> bytes | None:
+    """The machine's firmware, if that and so much memory are all there is beside its devices.
 
     None: a card has memory of its own, as one with a screen has, or it is not told. Raises EngineLost, and
     OSError where this user may not look into the process.
     """
     found = await blocks.sizes(monitor)
+    if found.get(MEMORY) != memory_bytes:
+        return None
     if any(name not in (MEMORY, _FIRMWARE) and not _STATIC.fullmatch(name) for name in found):
         return None
     size = found.get(_FIRMWARE, 0)
@@ -58,11 +63,8 @@ async def read_firmware(monitor: Monitor, pid: int) -> bytes | None:
     return firmware if len(firmware) == size else None
 
 
-async def write(monitor: Monitor, machine_type: str, firmware: bytes) -> bytes:
-    """What a fork loads; the vCPUs stand. Raises EngineLost, EngineRefused, OSError.
-
-    machine_type: with its version, as the machine was launched.
-    """
+async def write(monitor: Monitor) -> bytes:
+    """The devices, in the monitor's own words; the vCPUs stand. Raises EngineLost, EngineRefused, OSError."""
     memory = os.memfd_create("insula-devices", os.MFD_CLOEXEC)
     try:
         writer = os.open(f"/proc/self/fd/{memory}", os.O_WRONLY | os.O_CLOEXEC)
@@ -72,25 +74,32 @@ async def write(monitor: Monitor, machine_type: str, firmware: bytes) -> bytes:
                 await monitor.execute("xen-save-devices-state", filename=path, live=False)
         finally:
             os.close(writer)
-        return complete(os.pread(memory, os.fstat(memory).st_size, 0), machine_type, firmware)
+        written = os.pread(memory, os.fstat(memory).st_size, 0)
     finally:
         os.close(memory)
+    require_known(written)
+    return written
 
 
-def complete(written: bytes, machine_type: str, firmware: bytes) -> bytes:
-    """What Xen's command has written as `migrate` would have. Raises EngineLost when it is something else."""
+def require_known(written: bytes) -> None:
+    """Raises EngineLost when that is not what Xen's command writes."""
     if not written.startswith(_BEGINNING) or not written.endswith(b"\x00"):
         raise EngineLost("The monitor wrote its devices in a way that nothing is known of.")
+
+
+def compose(
+    written: bytes, machine_type: str, firmware: bytes, memory_bytes: int, pages: Iterable[Page] = ()
+) -> Iterator[Buffer]:
+    """What a fork loads, piece by piece: what `write` returned as `migrate` would have written it.
+
+    machine_type: with its version, as the machine was launched. memory_bytes: that it has. pages: of its
+    memory, where they are not what the fork finds in the memory that it is given.
+    """
     description = b"{}"
-    return b"".join(
-        (
-            _BEGINNING,
-            _configuration(machine_type),
-            _ram(firmware),
-            written[len(_BEGINNING) :],
-            _DESCRIPTION + _U32.pack(len(description)) + description,
-        )
-    )
+    yield _BEGINNING + _configuration(machine_type)
+    yield from _ram(firmware, memory_bytes, pages)
+    yield written[len(_BEGINNING) :]
+    yield _DESCRIPTION + _U32.pack(len(description)) + description
 
 
 def _configuration(machine_type: str) -> bytes:
@@ -103,27 +112,25 @@ def _configuration(machine_type: str) -> bytes:
     )
 
 
-def _ram(firmware: bytes) -> bytes:
+def _ram(firmware: bytes, memory_bytes: int, pages: Iterable[Page]) -> Iterator[Buffer]:
     """What blocks there are, each with where the guest has it (compared for shared ones); then the pages."""
-    blocks_told = (
-        _U64.pack(len(firmware) | _SIZE)
-        + _text(_FIRMWARE)
-        + _U64.pack(len(firmware))
-        + _U64.pack(0)
-        + _U64.pack(_END)
-    )
-    pages = [
-        _U64.pack(at | _PAGE | (_GOES_ON if at else 0))
-        + (b"" if at else _text(_FIRMWARE))
-        + firmware[at : at + _PAGE_SIZE]
-        for at in range(0, len(firmware), _PAGE_SIZE)
-    ]
-    return b"".join(
-        (
-            *(_START, _NUMBER, _RAM, blocks_told, _FOOTER, _NUMBER),
-            *(_LAST, _NUMBER, *pages, _U64.pack(_END), _FOOTER, _NUMBER),
-        )
-    )
+    sizes = {MEMORY: memory_bytes, _FIRMWARE: len(firmware)}
+    yield _START + _NUMBER + _RAM + _U64.pack(sum(sizes.values()) | _SIZE)
+    for block, size in sizes.items():
+        yield _text(block) + _U64.pack(size) + _U64.pack(0)
+    yield _U64.pack(_END) + _FOOTER + _NUMBER + _LAST + _NUMBER
+    starts = range(0, len(firmware), _PAGE_SIZE)
+    yield from _records(_FIRMWARE, ((at, memoryview(firmware)[at : at + _PAGE_SIZE]) for at in starts))
+    yield from _records(MEMORY, pages)
+    yield _U64.pack(_END) + _FOOTER + _NUMBER
+
+
+def _records(block: str, pages: Iterable[Page]) -> Iterator[Buffer]:
+    named = False
+    for at, page in pages:
+        yield _U64.pack(at | _PAGE | _GOES_ON) if named else _U64.pack(at | _PAGE) + _text(block)
+        yield page
+        named = True
 
 
 def _text(text: str) -> bytes:

@@ -348,7 +348,9 @@ class FakeEngine:
         self.forget(directory)
         write(directory / DEVICE_STATE, "fake")
 
-    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+    async def capture(
+        self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch], *, forks: int = 1
+    ) -> float:
         machine = self.world.machines.get(instance.plan.directory)
         if machine is None:
             raise EngineLost(f"Machine '{instance.plan.name}' ended before it could be captured.")

@@ -14,18 +14,20 @@ import contextlib
 import fcntl
 import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from insula.engine import process
 from insula.engine.errors import MachineDirectoryBusy
 from insula.engine.plan import MEMORY_DESCRIPTOR
 from insula.kit.clock import boot_id
-from insula.kit.paths import EXIT_STATUS, PID_FILE, QEMU_STDERR, RUN_LOCK
+from insula.kit.paths import DEVICE_STATE, EXIT_STATUS, PID_FILE, QEMU_STDERR, RUN_LOCK
 from insula.kit.run import find_program, run
 
 HOLDER = ("sleep", "2147483647")  # 68 years, the longest that every sleep(1) takes
 _SPAWN_TIMEOUT = 10.0  # seconds
 MEMORY_NAME = "insula-memory"  # as it shows in /proc/PID/maps
+_STATE_NAME = "insula-state"
 _CHUNK = 2**20
 _PAGE_SIZE = os.sysconf("SC_PAGE_SIZE")
 # /proc/PID/pagemap (proc(5)) has 8 bytes a page; the two highest bits say that it is there, or swapped.
@@ -40,6 +42,20 @@ def create_memory(size: int) -> int:
     descriptor = os.memfd_create(MEMORY_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.ftruncate(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def create_state(pieces: Iterable[bytes | memoryview]) -> int:
+    """A descriptor of nameless memory, sealed, with these pieces in it. Raises OSError."""
+    descriptor = os.memfd_create(_STATE_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb", buffering=_CHUNK) as stream:
+            for piece in pieces:
+                stream.write(piece)
+        seal(descriptor)
     except BaseException:
         os.close(descriptor)
         raise
@@ -87,14 +103,22 @@ def seal(memory: int) -> None:
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals)
 
 
-async def hold(directory: Path, memory: int) -> None:
-    """Have a process of its own keep the memory. Raises MachineDirectoryBusy when the directory has one."""
+async def hold(directory: Path, memory: int, state: int | None = None) -> None:
+    """Have a process of its own keep the memory. Raises MachineDirectoryBusy when the directory has one.
+
+    state: what forks are to load, where that is no file of the directory.
+    """
     lock = process.take_lock(directory)
     if lock is None:
         raise MachineDirectoryBusy(f"A process still runs in {directory}.")
     try:
         holder = await process.start(
-            [find_program(HOLDER[0]), *HOLDER[1:]], directory, lock, _SPAWN_TIMEOUT, memory
+            [find_program(HOLDER[0]), *HOLDER[1:]],
+            directory,
+            lock,
+            _SPAWN_TIMEOUT,
+            memory,
+            () if state is None else (state,),
         )
     finally:
         os.close(lock)
@@ -105,12 +129,39 @@ async def hold(directory: Path, memory: int) -> None:
 
 def open_memory(directory: Path) -> int | None:
     """A descriptor of the memory that is kept for the directory; None when there is none."""
+    return _open_kept(directory, lambda pid: Path(f"/proc/{pid}/fd/{MEMORY_DESCRIPTOR}"), os.O_RDWR)
+
+
+def keeps_state(directory: Path) -> bool:
+    """Whether a frozen machine's state is kept beside its memory, and its file is empty."""
+    try:
+        return (directory / DEVICE_STATE).stat().st_size == 0
+    except OSError:
+        return False
+
+
+def open_state(directory: Path) -> int | None:
+    """A descriptor of the state that is kept for the directory beside its memory; None when there is none."""
+    return _open_kept(directory, _find_state, os.O_RDONLY)
+
+
+def _find_state(pid: int) -> Path | None:
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        if str(path.readlink()).startswith(f"/memfd:{_STATE_NAME}"):
+            return path
+    return None
+
+
+def _open_kept(directory: Path, find: Callable[[int], Path | None], flags: int) -> int | None:
     identity = process.read_identity(directory)
     if identity is None or identity.boot_id != boot_id():
         return None
     try:
-        descriptor = os.open(f"/proc/{identity.pid}/fd/{MEMORY_DESCRIPTOR}", os.O_RDWR | os.O_CLOEXEC)
+        path = find(identity.pid)
+        descriptor = os.open(path, flags | os.O_CLOEXEC) if path is not None else None
     except OSError:
+        return None
+    if descriptor is None:
         return None
     # Opened first, compared after: a pid that another process has by now is found out.
     stat = process.read_stat(identity.pid)
@@ -121,8 +172,11 @@ def open_memory(directory: Path) -> int | None:
 
 
 def held_bytes(directory: Path) -> int | None:
-    """How much of the host's memory is used by what is kept for the directory; None when nothing is."""
-    descriptor = open_memory(directory)
+    """How much of the host's memory is used by what is kept for the directory; None when nothing is.
+
+    Where a state is kept, the memory is somebody else's, and counted there.
+    """
+    descriptor = open_state(directory) if keeps_state(directory) else open_memory(directory)
     if descriptor is None:
         return None
     try:

@@ -131,7 +131,7 @@ class QemuInstance:
             port_open = any(entry["frontend-open"] for entry in sockets if name in entry["filename"])
         self._situation.set(replace(self._situation.value, running=state == "running", port_open=port_open))
 
-    async def wake(self, state: Path, *, whole: bool = False) -> None:
+    async def wake(self, state: int, *, whole: bool = False) -> None:
         """Take the state of a frozen machine; learn how that one was. whole: with its memory.
 
         Raises EngineLost, EngineRefused, OSError.

@@ -218,14 +218,19 @@ class Process:
 
 
 async def start(
-    argv: Sequence[str], directory: Path, lock: int, timeout: float, memory: int | None = None
+    argv: Sequence[str],
+    directory: Path,
+    lock: int,
+    timeout: float,
+    memory: int | None = None,
+    kept: Sequence[int] = (),
 ) -> Process | None:
     """Start a monitor that holds the lock. None when it ended at once: read_exit_status says how.
 
-    memory: a descriptor that it is to have as MEMORY_DESCRIPTOR. Its stderr goes to QEMU_STDERR. Raises
-    TimeoutError; then, and when cancelled, nothing is left running.
+    memory: a descriptor that it is to have as MEMORY_DESCRIPTOR. kept: others, at whatever numbers. Its
+    stderr goes to QEMU_STDERR. Raises TimeoutError; then, and when cancelled, nothing is left running.
     """
-    supervisor, started = _spawn(argv, directory, lock, memory)
+    supervisor, started = _spawn(argv, directory, lock, memory, kept)
     try:
         try:
             async with asyncio.timeout(timeout):
@@ -241,7 +246,9 @@ async def start(
         raise
 
 
-def _spawn(argv: Sequence[str], directory: Path, lock: int, memory: int | None) -> tuple[Child, int]:
+def _spawn(
+    argv: Sequence[str], directory: Path, lock: int, memory: int | None, kept: Sequence[int]
+) -> tuple[Child, int]:
     for pid in list(_own_supervisors):
         _reap(pid)
     with contextlib.ExitStack() as ours:
@@ -250,9 +257,12 @@ def _spawn(argv: Sequence[str], directory: Path, lock: int, memory: int | None) 
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         stderr = os.open(directory / QEMU_STDERR, flags, 0o600)
         ours.callback(os.close, stderr)
-        inherited = [_above_the_shells_own(number, ours) for number in (lock, memory) if number is not None]
+        inherited = [_above_the_shells_own(number, ours) for number in (lock, *kept)]
         try:
-            given = "-" if memory is None else str(inherited[1])
+            given = "-"
+            if memory is not None:
+                inherited.append(_above_the_shells_own(memory, ours))
+                given = str(inherited[-1])
             supervisor = spawn_detached(
                 ["/bin/sh", "-c", SUPERVISOR, "insula-supervisor", boot_id(), given, *argv],
                 cwd=directory,

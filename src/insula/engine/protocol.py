@@ -346,10 +346,13 @@ class Engine(Protocol):
         nobody can change any more, stays in the host's memory until `discard` or the host's end.
         """
 
-    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+    async def capture(
+        self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch], *, forks: int = 1
+    ) -> float:
         """Make a template of a live machine, which goes on: the vessel's directory. As `freeze` leaves it.
 
-        disks: where the machine writes from that moment on; what it wrote before stays as it was then.
+        disks: where the machine writes from that moment on; what it wrote before stays as it was then. forks:
+        how many are to be made of it, which may decide how it is kept.
         Returns the seconds in which its vCPUs stood. Raises EngineLost, EngineRefused, LaunchFailed: then the
         machine goes on as before, and the vessel is gone.
         """

@@ -126,10 +126,12 @@ class QemuEngine:
         finally:
             os.close(memory)
 
-    async def capture(self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch]) -> float:
+    async def capture(
+        self, instance: Instance, vessel: LaunchPlan, disks: Sequence[DiskSwitch], *, forks: int = 1
+    ) -> float:
         assert isinstance(instance, QemuInstance), "an instance of another engine"
         try:
-            stood = await capture(instance, vessel.directory, disks)
+            stood = await capture(instance, vessel.directory, disks, forks)
             if stood is None:
                 stood = await self._capture_in_background(instance, vessel, disks)
         except BaseException:
@@ -227,10 +229,12 @@ class QemuEngine:
                     await child.end()
                     raise
             try:
-                if plan.memory.template is not None:
-                    await instance.wake(plan.memory.template / DEVICE_STATE)
-                elif plan.memory.saved is not None:
-                    await instance.wake(plan.memory.saved.path, whole=True)
+                if plan.memory.wakes:
+                    state = _open_state(plan)
+                    try:
+                        await instance.wake(state, whole=plan.memory.saved is not None)
+                    finally:
+                        os.close(state)
             except BaseException:
                 await instance.kill()
                 raise
@@ -296,12 +300,30 @@ def _open_memory(plan: LaunchPlan) -> int | None:
     if plan.memory.template is not None:
         found = frozen.open_memory(plan.memory.template)
         if found is None:
-            raise TemplateGone(
-                f"Machine '{plan.name}' cannot be a fork: the memory of its template is not there any more.",
-                hint="Try again: a new template is made. Or boot it: --cold.",
-            )
+            raise _template_gone(plan)
         return found
     return frozen.create_memory(plan.memory_bytes) if plan.memory.shareable else None
+
+
+def _open_state(plan: LaunchPlan) -> int:
+    """What a machine that goes on with something is to load, to be closed. Raises TemplateGone, OSError."""
+    template, saved = plan.memory.template, plan.memory.saved
+    if saved is not None:
+        return os.open(saved.path, os.O_RDONLY | os.O_CLOEXEC)
+    assert template is not None, "nothing else goes on with something"
+    if not frozen.keeps_state(template):
+        return os.open(template / DEVICE_STATE, os.O_RDONLY | os.O_CLOEXEC)
+    kept = frozen.open_state(template)
+    if kept is None:
+        raise _template_gone(plan)
+    return kept
+
+
+def _template_gone(plan: LaunchPlan) -> TemplateGone:
+    return TemplateGone(
+        f"Machine '{plan.name}' cannot be a fork: the memory of its template is not there any more.",
+        hint="Try again: a new template is made. Or boot it: --cold.",
+    )
 
 
 async def _find_process(directory: Path) -> Process | None:

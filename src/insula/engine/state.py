@@ -64,15 +64,19 @@ class StateTransfer:
 
     async def save(self, path: Path) -> None:
         """Write the devices' state; the vCPUs stand. Raises EngineLost, EngineRefused, OSError."""
-        await self._start(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, "migrate", _DEVICES_ONLY)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            await self._begin("migrate", descriptor, _DEVICES_ONLY)
+        finally:
+            os.close(descriptor)
         await self._wait_end("saved", _TIMEOUT)
 
-    async def load(self, path: Path, *, whole: bool = False) -> None:
+    async def load(self, descriptor: int, *, whole: bool = False) -> None:
         """Give a machine that waits for it the devices' state; its vCPUs stand then. Raises as `save`.
 
         whole: the memory too, as `send` has written it.
         """
-        await self._start(path, os.O_RDONLY, "migrate-incoming", {} if whole else _DEVICES_ONLY)
+        await self._begin("migrate-incoming", descriptor, {} if whole else _DEVICES_ONLY)
         await self._wait_end("loaded", _COPY_TIMEOUT if whole else _TIMEOUT)
 
     async def receive(self, descriptor: int) -> None:
@@ -141,13 +145,6 @@ class StateTransfer:
             if found.get("status") in _ENDS or found.get("ram", {}).get("transferred", 0) > _UNDER_WAY:
                 return
             await asyncio.sleep(_LOOK)
-
-    async def _start(self, path: Path, flags: int, command: str, capabilities: Mapping[str, bool]) -> None:
-        descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-        try:
-            await self._begin(command, descriptor, capabilities)
-        finally:
-            os.close(descriptor)
 
     async def _begin(self, command: str, descriptor: int, capabilities: Mapping[str, bool]) -> None:
         name = f"{command}-state"

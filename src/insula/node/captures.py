@@ -57,12 +57,19 @@ class Captures:
         return found
 
     async def make(
-        self, uid: str, machine: Machine, home: Path, instance: Instance | None, vessel: LaunchPlan
+        self,
+        uid: str,
+        machine: Machine,
+        home: Path,
+        instance: Instance | None,
+        vessel: LaunchPlan,
+        forks: int,
     ) -> float:
         """Freeze the machine's disks and, of a live one, capture its memory at the same moment.
 
-        home: the machine's directory. Returns the seconds in which its vCPUs stood. What was begun before is
-        begun anew. Raises what the engine and the disks do; the machine goes on then.
+        home: the machine's directory. forks: how many will be made of it. Returns the seconds in which its
+        vCPUs stood. What was begun before is begun anew. Raises what the engine and the disks do; the machine
+        goes on then.
         """
         await self.remove(uid)
         directory = self.directory(uid)
@@ -80,7 +87,7 @@ class Captures:
         stood = 0.0
         if instance is not None:
             late_boot.link(home, directory)
-            stood = await self._engine.capture(instance, vessel, switches)
+            stood = await self._engine.capture(instance, vessel, switches, forks=forks)
         document = json.dumps({"machine": machine.uid, "layers": layers, "live": instance is not None})
         write_atomically(directory / CAPTURE_DOCUMENT, document + "\n")
         return stood

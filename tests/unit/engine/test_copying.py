@@ -57,7 +57,7 @@ def test_a_copy_is_what_was_there_when_it_stood(
             assert copy.own_bytes() >= len(before) * PAGE
             for page in read:
                 assert mapped[page * PAGE] in b"tb\0"
-            copy.prepare()
+            copy.prepare(whole=True)
             write(mapped, between, b"w")
             for page in given_back:
                 mapped.madvise(mmap.MADV_DONTNEED, page * PAGE, PAGE)
@@ -65,6 +65,10 @@ def test_a_copy_is_what_was_there_when_it_stood(
             copy.finish()
             write(mapped, set(range(PAGES)), b"l")
             assert os.pread(copy.memory, SIZE, 0) == stood
+            found = bytearray(os.pread(file, SIZE, 0) if file is not None else SIZE)
+            for at, page in copy.own_pages():
+                found[at : at + PAGE] = page
+            assert found == stood  # so the base and the pages that are its own are the whole
         finally:
             copy.close()
 
@@ -76,7 +80,7 @@ def test_what_was_never_used_takes_no_room_in_the_copy() -> None:
         copy = MemoryCopy(os.getpid(), address(mapped), SIZE, file)
         try:
             assert copy.own_bytes() == PAGE
-            copy.prepare()
+            copy.prepare(whole=True)
             copy.finish()
             assert os.fstat(copy.memory).st_blocks * 512 <= 3 * PAGE  # reading 9 has used it in the template
         finally:

@@ -63,23 +63,30 @@ async def test_a_machine_with_memory_beside_memory_is_not_for_this(told: str) ->
         x_query_ramblock={"human-readable-text": told},
         human_monitor_command="Host virtual address for 0xfffff000 (pc.bios) is 0x1000\r\n",
     )
-    assert await devicestate.read_firmware(monitor, 1) is None  # type: ignore[arg-type]
+    assert await devicestate.read_firmware(monitor, 1, 2**29) is None  # type: ignore[arg-type]
 
 
-def test_what_is_loaded_has_the_machine_the_firmware_and_the_devices() -> None:
+def test_what_is_loaded_has_the_machine_the_firmware_the_pages_and_the_devices() -> None:
     firmware = bytes([1]) * 4096 + bytes([2]) * 4096
-    state = devicestate.complete(b"QEVM\0\0\0\x03\x04devices\0", "pc-i440fx-7.2", firmware)
+    pages = [(0x5000, memoryview(bytes([3]) * 4096)), (0x1F000, memoryview(bytes([4]) * 4096))]
+    written = b"QEVM\0\0\0\x03\x04devices\0"
+    state = b"".join(devicestate.compose(written, "pc-i440fx-7.2", firmware, 2**20, pages))
+    end = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x01"
     expected = [
         b"QEVM\0\0\0\x03",
         b"\x07\0\0\0\x0dpc-i440fx-7.2",
         b"\x05\x1aconfiguration/capabilities\0\0\0\x01\0\0\0\x01\x0fx-ignore-shared",
         b"\x01\0\0\0\x01\x03ram\0\0\0\0\0\0\0\x04",
-        b"\0\0\0\0\0\0\x20\x04" + b"\x07pc.bios" + b"\0\0\0\0\0\0\x20\0" + bytes(8) + b"\0\0\0\0\0\0\0\x10",
-        b"\x7e\0\0\0\x01",
+        b"\0\0\0\0\0\x10\x20\x04",
+        b"\x03ram" + b"\0\0\0\0\0\x10\0\0" + bytes(8),
+        b"\x07pc.bios" + b"\0\0\0\0\0\0\x20\0" + bytes(8),
+        end,
         b"\x03\0\0\0\x01",
         b"\0\0\0\0\0\0\0\x08\x07pc.bios" + firmware[:4096],
         b"\0\0\0\0\0\0\x10\x28" + firmware[4096:],
-        b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x01",
+        b"\0\0\0\0\0\0\x50\x08\x03ram" + pages[0][1],
+        b"\0\0\0\0\0\x01\xf0\x28" + pages[1][1],
+        end,
         b"\x04devices\0",
         b"\x06\0\0\0\x02{}",
     ]
@@ -92,4 +99,4 @@ def test_what_is_loaded_has_the_machine_the_firmware_and_the_devices() -> None:
 @pytest.mark.parametrize("written", [b"", b"QEVM\0\0\0\x04\0", b"QEVM\0\0\0\x03\x04cut"])
 def test_what_is_not_known_is_not_loaded(written: bytes) -> None:
     with pytest.raises(EngineLost):
-        devicestate.complete(written, "pc-i440fx-7.2", b"")
+        devicestate.require_known(written)

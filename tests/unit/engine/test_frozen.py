@@ -12,7 +12,7 @@ import pytest
 
 from insula.engine import frozen, process
 from insula.engine.errors import MachineDirectoryBusy
-from insula.kit.paths import PID_FILE
+from insula.kit.paths import DEVICE_STATE, PID_FILE
 
 SIZE = 2**20
 
@@ -104,6 +104,31 @@ async def test_a_recycled_pid_is_not_taken_for_the_keeper(held: Path) -> None:
         (held / PID_FILE).write_text(other)
         assert frozen.open_memory(held) is None
     (held / PID_FILE).write_text(kept)
+
+
+async def test_a_state_is_kept_beside_memory_that_is_somebody_elses(tmp_path: Path) -> None:
+    memory = frozen.create_memory(2**20)
+    os.pwrite(memory, b"theirs" * 1000, 0)
+    state = frozen.create_state([b"the ", memoryview(b"state")])
+    with pytest.raises(PermissionError):
+        os.pwrite(state, b"x", 0)
+    (tmp_path / DEVICE_STATE).touch()
+    assert frozen.keeps_state(tmp_path)
+    assert frozen.open_state(tmp_path) is None
+    assert frozen.held_bytes(tmp_path) is None
+    await frozen.hold(tmp_path, memory, state)
+    os.close(memory)
+    os.close(state)
+    for opened, content in (
+        (frozen.open_memory(tmp_path), b"theirs"),
+        (frozen.open_state(tmp_path), b"the st"),
+    ):
+        assert opened is not None
+        assert os.pread(opened, 6, 0) == content
+        os.close(opened)
+    assert frozen.held_bytes(tmp_path) == os.sysconf("SC_PAGE_SIZE")
+    await frozen.release(tmp_path)
+    assert frozen.open_state(tmp_path) is None
 
 
 def mapped_pages() -> int:

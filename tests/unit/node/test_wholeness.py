@@ -248,6 +248,8 @@ async def test_memory_kept_for_a_directory_that_is_gone(host: FakeHost) -> None:
     os.close(memory)
     pid = int((directory / "qemu.pid").read_text().split()[0])
     watch = os.pidfd_open(pid)
+    while b"sleep" not in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]:
+        pass  # for a moment it is still a copy of its supervisor
     try:
         assert find_strays([host.home.templates]) == []
         shutil.rmtree(directory)

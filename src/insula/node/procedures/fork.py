@@ -36,7 +36,8 @@ async def capture(context: MachineContext) -> None:
         )
         context.seat.capturing = True
         try:
-            stood = await captures.make(uid, machine, context.directory, instance, vessel)
+            forks = len(context.parameters["siblings"])
+            stood = await captures.make(uid, machine, context.directory, instance, vessel, forks)
         finally:
             await let_run(context)
             context.seat.capturing = False
