@@ -50,7 +50,7 @@ def refuse_busy(desk: Desk, machine: Machine) -> None:
 
 async def find_medium(desk: Desk, name: str) -> Medium:
     """A new insertion of the image. Raises ImageNotFound, NotAMedium."""
-    image = await desk.node.find_image(name)
+    image = desk.node.images.get(name)
     if image.disk is None or image.disk.format != "raw":
         what = "starts from a kernel, and has no disk" if image.disk is None else "is a disk to overlay"
         raise NotAMedium(

@@ -47,8 +47,48 @@ class SnapshotPort(Protocol):
         """What the removal of a snapshot would free at once."""
 
 
+class ImagePort(Protocol):
+    """What a node knows of its images, and of what can become one."""
+
+    def all(self) -> list[Image]: ...
+
+    def get(self, name: str) -> Image:
+        """Raises ImageNotFound, naming the nearest."""
+
+    def recipes(self) -> list[Recipe]:
+        """What can be built here."""
+
+    def catalogue(self) -> list[CatalogueEntry]:
+        """What can be pulled. Raises BadCatalogue."""
+
+    async def check_import(self, name: str, spec: ImportSpec) -> None:
+        """Raises ImageNameTaken, SourceUnreadable, UnknownFormat, ImageDamaged and ImageRefused."""
+
+    def check_pull(self, entry: str) -> None:
+        """Raises NotInCatalogue, BadCatalogue and ImageRefused."""
+
+    def check_export(self, name: str, spec: ExportSpec) -> None:
+        """Raises ImageNotFound, ImageHasNoDisk, UnusableTarget and TargetExists."""
+
+
+class TemplatePort(Protocol):
+    """What a node knows of its templates."""
+
+    def all(self) -> list[TemplateView]:
+        """The one used last first."""
+
+    def find(self, name: str) -> list[str]:
+        """The keys that a key, its beginning, or an image's name means. Raises TemplateNotFound."""
+
+
 class NodePort(Protocol):
     """What a node does for control at once, without an operation."""
+
+    @property
+    def images(self) -> ImagePort: ...
+
+    @property
+    def templates(self) -> TemplatePort: ...
 
     @property
     def snapshots(self) -> SnapshotPort: ...
@@ -67,32 +107,6 @@ class NodePort(Protocol):
 
     async def examine_host(self) -> list[Finding]:
         """What the host has and lacks, each with the command that mends it."""
-
-    async def list_images(self) -> list[Image]: ...
-
-    async def find_image(self, name: str) -> Image:
-        """Raises ImageNotFound, naming the nearest."""
-
-    def list_catalogue(self) -> list[CatalogueEntry]:
-        """What can be pulled. Raises BadCatalogue."""
-
-    async def check_import(self, name: str, spec: ImportSpec) -> None:
-        """Raises ImageNameTaken, SourceUnreadable, UnknownFormat, ImageDamaged and ImageRefused."""
-
-    async def check_pull(self, entry: str) -> None:
-        """Raises NotInCatalogue, BadCatalogue and ImageRefused."""
-
-    async def check_export(self, name: str, spec: ExportSpec) -> None:
-        """Raises ImageNotFound, ImageHasNoDisk, UnusableTarget and TargetExists."""
-
-    def list_recipes(self) -> list[Recipe]:
-        """What can be built here."""
-
-    async def list_templates(self) -> list[TemplateView]:
-        """The one used last first."""
-
-    async def find_templates(self, name: str) -> list[str]:
-        """The keys that a key, its beginning, or an image's name means. Raises TemplateNotFound."""
 
     async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
         """Raises AgentSilent, NoAgent, GuestCommandNotFound, Conflict when the machine does not run."""

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insula.control.port import ExecRequest
@@ -17,24 +16,21 @@ from insula.kit.aio import Crew
 from insula.kit.clock import utc_now
 from insula.kit.errors import Conflict, InsulaError
 from insula.model.host import Finding, HostFacts
-from insula.model.image import ExportSpec, Image, ImportSpec
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
-from insula.model.template import TemplateView
 from insula.model.volume import Volume
 from insula.node.image_actor import ImageActor
+from insula.node.images import Images
 from insula.node.machine_actor import MachineActor
 from insula.node.mailbox import Actor
 from insula.node.rooms import Rooms
 from insula.node.template_actor import TemplateActor
 from insula.node.volume_actor import VolumeActor
 from insula.planner.lifecycle import NotRunning
-from insula.storage.recipe import Recipe, list_recipes
 
 if TYPE_CHECKING:
     from insula.node.housekeeping.keeper import Housekeeper
-    from insula.storage.catalogue import CatalogueEntry
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +53,8 @@ class Node:
 
     def __init__(self, rooms: Rooms) -> None:
         self.rooms = rooms
+        self.images = Images(rooms.home, rooms.images)
+        self.templates = rooms.templates
         self.snapshots = rooms.snapshots
         self._actors: dict[str, Actor] = {}
         self._crew = Crew(lambda name, error: log.error("%s failed", name, exc_info=error))
@@ -155,57 +153,14 @@ class Node:
             facts = await self.rooms.engine.facts()
         except InsulaError as error:
             facts = error
-        templates = self.rooms.templates
-        held = [template.held_bytes for template in templates.all()]
-        return [*await examine(self.rooms.home, facts), examine_templates(templates.budget, held)]
+        held = [template.held_bytes for template in self.templates.all()]
+        return [*await examine(self.rooms.home, facts), examine_templates(self.templates.budget, held)]
 
     @property
     def housekeeping(self) -> Housekeeper:
         from insula.node.housekeeping.keeper import Housekeeper
 
         return Housekeeper(self.rooms)
-
-    async def list_images(self) -> list[Image]:
-        return self.rooms.images.list()
-
-    async def find_image(self, name: str) -> Image:
-        return self.rooms.images.get(name)
-
-    # What imports and pulls need is loaded when it is asked for: `insula ls` after a crash waits for our
-    # start.
-
-    def list_catalogue(self) -> list[CatalogueEntry]:
-        from insula.storage.catalogue import DIRECTORY, list_catalogue
-
-        return list_catalogue([self.rooms.home.root / DIRECTORY])
-
-    async def check_import(self, name: str, spec: ImportSpec) -> None:
-        from insula.storage.importing import check_file
-
-        if not spec.replace:
-            self.rooms.images.require_free_name(name)
-        await asyncio.to_thread(check_file, Path(spec.path), spec.format)
-
-    async def check_pull(self, entry: str) -> None:
-        from insula.storage.catalogue import DIRECTORY, find_entry
-        from insula.storage.pulling import check_entry
-
-        check_entry(find_entry(entry, [self.rooms.home.root / DIRECTORY]))
-
-    async def check_export(self, name: str, spec: ExportSpec) -> None:
-        from insula.storage.exporting import check_export
-
-        image = self.rooms.images.get(name)
-        check_export(image, Path(spec.path), spec.format, replace=spec.replace)
-
-    def list_recipes(self) -> list[Recipe]:
-        return list_recipes([self.rooms.home.root / "recipes"])
-
-    async def list_templates(self) -> list[TemplateView]:
-        return self.rooms.templates.all()
-
-    async def find_templates(self, name: str) -> list[str]:
-        return self.rooms.templates.find(name)
 
     async def open_exec(self, uid: str, request: ExecRequest) -> ExecSession:
         instance = await self._running(uid)

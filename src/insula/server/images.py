@@ -21,27 +21,27 @@ router = APIRouter(tags=["images"], responses=problems())
 @router.get("/v1/images", operation_id="list_images", response_model=list[Image])
 async def list_images(request: Request) -> Response:
     """The images that machines can be made from at once."""
-    return json_array(await desk_of(request).control.node.list_images())
+    return json_array(desk_of(request).control.node.images.all())
 
 
 @router.get("/v1/images/{name}", operation_id="get_image", response_model=Image, responses=problems(404))
 async def get_image(request: Request, name: str) -> Response:
     """One image."""
-    return json_answer(await desk_of(request).control.node.find_image(name))
+    return json_answer(desk_of(request).control.node.images.get(name))
 
 
 @router.get("/v1/recipes", operation_id="list_recipes", response_model=list[RecipeView])
 async def list_recipes(request: Request) -> Response:
     """What can be built here, and whether it is built."""
     node = desk_of(request).control.node
-    built = {image.name for image in await node.list_images()}
-    return json_array(view_recipe(recipe, recipe.name in built) for recipe in node.list_recipes())
+    built = {image.name for image in node.images.all()}
+    return json_array(view_recipe(recipe, recipe.name in built) for recipe in node.images.recipes())
 
 
 @router.get("/v1/catalogue", operation_id="list_catalogue", response_model=list[CatalogueEntry])
 async def list_catalogue(request: Request) -> Response:
     """What can be pulled by name."""
-    return json_array(desk_of(request).control.node.list_catalogue())
+    return json_array(desk_of(request).control.node.images.catalogue())
 
 
 @router.post("/v1/images/prune", operation_id="prune_images", response_model=None, responses=verb_responses())

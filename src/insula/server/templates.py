@@ -29,7 +29,7 @@ class PruneParameters(Value):
 @router.get("", operation_id="list_templates", response_model=list[TemplateView])
 async def list_templates(request: Request) -> Response:
     """The templates there are, the one used last first."""
-    return json_array(await desk_of(request).control.node.list_templates())
+    return json_array(desk_of(request).control.node.templates.all())
 
 
 @router.delete("/{key}", operation_id="remove_template", response_model=None, responses=verb_responses())

@@ -159,10 +159,9 @@ class FakeHousekeeping:
         return StoreCheck(looked=NOW, clean=False, problems=(found,))
 
 
-class FakeNode:
-    def __init__(self) -> None:
-        self.housekeeping = FakeHousekeeping()
-        self.images = [
+class FakeImages:
+    def all(self) -> list[Image]:
+        return [
             Image(
                 name="micro",
                 digest=DIGEST,
@@ -173,6 +172,44 @@ class FakeNode:
                 agents=("insula",),
             )
         ]
+
+    def get(self, name: str) -> Image:
+        for image in self.all():
+            if image.name == name:
+                return image
+        raise NotFound(f"There is no image '{name}'.", hint="See: insula image ls")
+
+    def catalogue(self) -> list[CatalogueEntry]:
+        return list_catalogue()
+
+    def recipes(self) -> list[InitramfsRecipe]:
+        common: dict[str, Any] = {"os": "debian", "suite": "bookworm", "kernel": "linux-image"}
+        return [InitramfsRecipe(name=name, kind="initramfs", **common) for name in ("micro", "other")]
+
+
+class FakeTemplates:
+    def all(self) -> list[TemplateView]:
+        return [
+            TemplateView(
+                key="0123456789ab",
+                image=ImageRef(name="micro", digest=DIGEST),
+                cpus=1,
+                memory_bytes=2**29,
+                accelerator="tcg",
+                engine_version="7.2",
+                created=NOW,
+                held_bytes=2**27,
+                disk_bytes=0,
+                last_used=NOW,
+            )
+        ]
+
+
+class FakeNode:
+    def __init__(self) -> None:
+        self.housekeeping = FakeHousekeeping()
+        self.images = FakeImages()
+        self.templates = FakeTemplates()
         self.session: FakeSession | None = None
         self.console: FakeConsole | None = None
         self.exec_requests: list[ExecRequest] = []
@@ -194,38 +231,6 @@ class FakeNode:
     async def examine_host(self) -> list[Finding]:
         return [
             Finding(name="QEMU", state="missing", detail="not installed", mend="sudo apt-get install qemu")
-        ]
-
-    async def list_images(self) -> list[Image]:
-        return self.images
-
-    async def find_image(self, name: str) -> Image:
-        for image in self.images:
-            if image.name == name:
-                return image
-        raise NotFound(f"There is no image '{name}'.", hint="See: insula image ls")
-
-    def list_catalogue(self) -> list[CatalogueEntry]:
-        return list_catalogue()
-
-    def list_recipes(self) -> list[InitramfsRecipe]:
-        common: dict[str, Any] = {"os": "debian", "suite": "bookworm", "kernel": "linux-image"}
-        return [InitramfsRecipe(name=name, kind="initramfs", **common) for name in ("micro", "other")]
-
-    async def list_templates(self) -> list[TemplateView]:
-        return [
-            TemplateView(
-                key="0123456789ab",
-                image=ImageRef(name="micro", digest=DIGEST),
-                cpus=1,
-                memory_bytes=2**29,
-                accelerator="tcg",
-                engine_version="7.2",
-                created=NOW,
-                held_bytes=2**27,
-                disk_bytes=0,
-                last_used=NOW,
-            )
         ]
 
     async def open_exec(self, uid: str, request: ExecRequest) -> FakeSession:

@@ -42,9 +42,9 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     asked = {key: bool(request.parameters.get(key)) for key in ("start", "cold")}
     parameters: dict[str, Any] = {"spec": spec.model_dump(mode="json"), **asked}
     try:
-        image = await desk.node.find_image(spec.image)
+        image = desk.node.images.get(spec.image)
     except NotFound:
-        if spec.image not in {recipe.name for recipe in desk.node.list_recipes()}:
+        if spec.image not in {recipe.name for recipe in desk.node.images.recipes()}:
             raise
         return Intent(_awaiting(request, name, parameters))
     machine = await resolve_and_admit(desk, spec, image, new_uid(), name, request.project)
@@ -85,7 +85,7 @@ async def resume_after_build(desk: Desk, operation: Operation) -> Intent:
     """What to write once the image that an awaiting create needs is there. Raises like `intend`."""
     spec = parse(MachineSpec, operation.parameters["spec"], "machine")
     refuse_taken_name(desk, operation.project, operation.name)
-    image = await desk.node.find_image(spec.image)
+    image = desk.node.images.get(spec.image)
     machine = await resolve_and_admit(desk, spec, image, operation.target, operation.name, operation.project)
     if operation.parameters["start"]:
         machine = machine.changed(power=Power.ON)

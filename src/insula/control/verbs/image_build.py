@@ -11,7 +11,7 @@ from insula.storage.recipe import RecipeNotFound
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
     """Raises RecipeNotFound with the nearest name."""
-    names = sorted(recipe.name for recipe in desk.node.list_recipes())
+    names = sorted(recipe.name for recipe in desk.node.images.recipes())
     if request.name not in names:
         guess = nearest(request.name, names)
         raise RecipeNotFound(

@@ -12,7 +12,7 @@ from insula.model.operation import Operation
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
     """Raises BadDocument, ImageNotFound, ImageHasNoDisk, UnusableTarget and TargetExists."""
     spec = parse(ExportSpec, request.parameters, "export")
-    await desk.node.check_export(request.name, spec)
+    desk.node.images.check_export(request.name, spec)
     return Intent(desk.image_operation("image-export", request.name, spec.model_dump(mode="json")))
 
 

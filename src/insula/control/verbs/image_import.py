@@ -13,7 +13,7 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     """Raises BadName, BadDocument, ImageNameTaken, and what the file's header is refused for."""
     name = require_name(request.name, "image")
     spec = parse(ImportSpec, request.parameters, "import")
-    await desk.node.check_import(name, spec)
+    await desk.node.images.check_import(name, spec)
     return Intent(desk.image_operation("image-import", name, spec.model_dump(mode="json")))
 
 

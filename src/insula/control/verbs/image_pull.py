@@ -14,7 +14,7 @@ async def intend(desk: Desk, request: VerbRequest) -> Intent:
     name = require_name(request.name, "image")
     spec = parse(PullSpec, request.parameters, "pull")
     source = spec.source or name
-    await desk.node.check_pull(source)
+    desk.node.images.check_pull(source)
     return Intent(desk.image_operation("image-pull", name, {"source": source}))
 
 

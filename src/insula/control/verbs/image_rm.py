@@ -9,7 +9,7 @@ from insula.model.operation import Operation
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
     """Raises ImageNotFound with the nearest name; ImageInUse ends the operation."""
-    await desk.node.find_image(request.name)
+    desk.node.images.get(request.name)
     return Intent(desk.image_operation("image-rm", request.name))
 
 

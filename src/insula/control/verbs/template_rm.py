@@ -9,7 +9,7 @@ from insula.model.operation import Operation
 
 async def intend(desk: Desk, request: VerbRequest) -> Intent:
     """Raises TemplateNotFound; what the name means is decided here, once."""
-    keys = await desk.node.find_templates(request.name)
+    keys = desk.node.templates.find(request.name)
     return Intent(desk.template_operation("template-rm", request.name, keys=keys))
 
 
