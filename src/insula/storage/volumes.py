@@ -1,7 +1,7 @@
 """Disks in qcow2: machines' copy-on-write overlays of an image's disk, and volumes.
 
 A disk appears under its name when it is whole: it is made beside it and renamed. qemu-img dies with the
-daemon, and what it had begun is made anew.
+daemon, and what it had begun is made anew. Half an overlay may well be a sound disk, with nothing below it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,19 @@ Report = Callable[[str, float | None], None]
 
 
 async def create_overlay(
-    path: Path, backing: Path, backing_format: str, size: int, *, beside: bool = False
+    path: Path,
+    backing: Path,
+    backing_format: str,
+    size: int,
+    *,
+    beside: bool = False,
+    made_as: Path | None = None,
 ) -> None:
     """Make an empty qcow2 disk of `size` bytes at path that reads what it has not got from `backing`.
 
     beside: name a backing file in the same directory relatively, so that the directory can be moved, and do
-    not look into it, so that it may still be open for writing.
+    not look into it, so that it may still be open for writing. made_as: what it is called until it is whole,
+    where whoever does it again would not come by the same `path`.
 
     Takes one process and some 200 kB. Replaces nothing: raises FileExistsError. Raises DiskFull, and
     CommandFailed for whatever else qemu-img said; nothing is left behind.
@@ -36,12 +43,14 @@ async def create_overlay(
         raise FileExistsError(path)
     what = f"the disk '{path.name}'"
     require_space(path, OVERLAY_BYTES, what)
+    new = _beside(path, made_as)
     named = ["-u", "-b", backing.name] if beside else ["-b", str(backing.absolute())]
     argv = ["qemu-img", "create", "-q", "-f", "qcow2", *named, "-F", backing_format]
     try:
-        await run([*argv, str(path), str(size)], env={**os.environ, **_ENVIRONMENT})
+        await run([*argv, str(new), str(size)], env={**os.environ, **_ENVIRONMENT})
+        new.rename(path)
     except BaseException as error:
-        path.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         if isinstance(error, CommandFailed) and _is_full(str(error.evidence.get("stderr", ""))):
             raise disk_full(path, OVERLAY_BYTES, what) from error
         raise
@@ -142,8 +151,8 @@ async def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
-    new = path.with_name(f".{path.name}.new")
+def _beside(path: Path, made_as: Path | None = None) -> Path:
+    new = made_as or path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)  # a daemon died at it
     return new
 
