@@ -7,6 +7,7 @@ daemon, and what it had begun is made anew. Half an overlay may well be a sound 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from insula.storage.errors import disk_full, require_space
 # What an empty overlay or volume takes at most: header, refcounts and tables of the largest disk made here.
 OVERLAY_BYTES = 2**20
 _ENVIRONMENT = {"LC_ALL": "C"}
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[str, float | None], None]
 
@@ -129,7 +132,10 @@ async def grow(path: Path, size: int, name: str) -> None:
 async def free_lost_clusters(path: Path) -> None:
     """Give back what a growth that was cut short had reserved; nothing else is touched."""
     argv = ["qemu-img", "check", "-q", "-f", "qcow2", "-r", "leaks", str(path)]
-    await run(argv, check=False, env={**os.environ, **_ENVIRONMENT})
+    done = await run(argv, check=False, env={**os.environ, **_ENVIRONMENT})
+    if done.exit_status != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        log.warning("what '%s' had reserved is not given back: %s", path, said or done.exit_status)
 
 
 async def virtual_size(path: Path) -> int:
