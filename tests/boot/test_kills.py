@@ -59,7 +59,7 @@ VICTIMS: dict[str, tuple[Victim, ...]] = {
     "rm": ("daemon", "machine"),
     "fork": ("daemon", "machine", "vessel", "sibling", "tool"),
     "fork off": ("daemon", "tool"),
-    **dict.fromkeys(("clone", *IMAGES), ("daemon", "tool")),
+    **dict.fromkeys(("clone", *IMAGES), ("daemon", "tool", "tool")),
 }
 EVERYBODY: tuple[Victim, ...] = ("daemon", "machine", "tool")
 

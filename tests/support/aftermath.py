@@ -16,7 +16,7 @@ from tests.support.boots import RealShell
 from tests.support.mirror import Mirror
 from tests.support.pattern import Pattern
 
-MIB = 2**20
+DISK_BYTES = 16 * 2**20  # so that qemu-img has some work
 CAME = "came"  # the name of every image that comes
 OLD = b"what was there before"
 
@@ -39,7 +39,7 @@ class Images:
         """Write the disk, as raw and as a compressed qcow2, list it in a catalogue, and import it."""
         files = insula.home.parent
         disk = files / "disk.raw"
-        disk.write_bytes(draw.randbytes(4 * MIB))
+        disk.write_bytes(draw.randbytes(DISK_BYTES))
         argv = ["qemu-img", "convert", "-c", "-O", "qcow2", str(disk), str(files / "disk.qcow2")]
         subprocess.run(argv, check=True)
         mirror.files["/far.raw"] = disk.read_bytes()
