@@ -249,6 +249,7 @@ class Web:
         for name in names:
             self.insula("pause", name)  # so that all is in the files
         try:
+            settle(self.insula)  # what is left over is merged by itself, and writes meanwhile
             for path in self.insula.home.glob("*/*/**/*.qcow2"):
                 require_clean(path)
         finally:
