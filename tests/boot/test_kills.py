@@ -31,7 +31,7 @@ pytestmark = [
     pytest.mark.skipif(not has_image("micro"), reason="the image micro is not built (./scripts/test does)"),
 ]
 
-ROUNDS = int(os.environ.get("INSULA_KILL_ROUNDS") or 12)
+ROUNDS = int(os.environ.get("INSULA_KILL_ROUNDS") or 10)
 ONLY = os.environ.get("INSULA_KILL_ONLY", "").split(",")
 NAME = "web"
 MIB = 2**20
