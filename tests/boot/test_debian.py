@@ -7,7 +7,9 @@ that a direct boot shows, one that shows the boot loader.
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import struct
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -17,10 +19,11 @@ import pytest
 from insula.engine.agent import insula as insula_agent
 from insula.engine.agent import qga
 from insula.engine.agent.protocol import ExecSession, GuestFrozen, Renewal, StreamName, capture
-from insula.kit.paths import QGA_SOCKET
+from insula.kit.paths import QGA_SOCKET, SNAPSHOT_DOCUMENT
 from tests.support.boots import ROOT, RealShell, has_image, real_home
 
 Waiting = asyncio.Future[tuple[StreamName, bytes]]
+SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
 BOOT = "5m"  # for a boot of systemd on an emulated, busy processor
 
 pytestmark = [
@@ -102,6 +105,100 @@ def test_it_is_forked_while_it_writes_and_each_goes_its_own_way(insula: RealShel
         said = insula("exec", name, "--", "sh", "-c", check, status=None, timeout=120).stdout.decode().split()
         assert said == ["0", "0", kept], f"{name}: {said}"
     insula("rm", "-f", "sib1", "sib2")
+
+
+def in_guest(insula: RealShell, name: str, script: str) -> str:
+    argv = ("exec", "--agent-timeout", BOOT, name, "--", "sh", "-c", script)
+    return insula.text(*argv, timeout=400).strip()
+
+
+def test_a_snapshot_with_memory_brings_back_what_was_on_its_disk_and_in_its_mind(insula: RealShell) -> None:
+    begin = "echo first >/root/state; echo first >/run/mind; cat /proc/sys/kernel/random/boot_id"
+    boot = in_guest(insula, "deb", begin)  # nothing is synced: what is not on the disk yet is in its memory
+    insula("snapshot", "create", "deb", "moment", "--memory")
+    in_guest(insula, "deb", "echo second >/root/state; echo second >/run/mind; touch /root/since; sync")
+    insula("snapshot", "restore", "-y", "deb", "moment")
+    check = (
+        "sync; echo 3 >/proc/sys/vm/drop_caches; cat /root/state /run/mind /proc/sys/kernel/random/boot_id; "
+    )
+    check += "ls /root/since 2>/dev/null; dmesg | grep -c 'EXT4-fs error'; echo third >/root/state; sync"
+    assert in_guest(insula, "deb", check).split() == ["first", "first", boot, "0"]
+    insula("snapshot", "rm", "deb", "moment")
+    assert in_guest(insula, "deb", "cat /root/state") == "third"
+
+
+def copy_part(disk: Path, at: int, size: int, target: Path) -> Path:
+    """So many bytes of a disk that nobody writes any more. at: in bytes."""
+    layer = {"driver": "qcow2", "file": {"driver": "file", "filename": str(disk)}}
+    part = json.dumps({"driver": "raw", "offset": at, "size": size, "file": layer})
+    argv = ["qemu-img", "convert", "-U", "-O", "raw", f"json:{part}", str(target)]
+    subprocess.run(argv, check=True, capture_output=True)
+    return target
+
+
+def find_root(disk: Path, target: Path) -> tuple[int, int]:
+    """Where the first partition of a disk is, in bytes, and how large. target: for what is looked at."""
+    table = copy_part(disk, 0, 512, target).read_bytes()
+    start, sectors = struct.unpack_from("<II", table, 0x1BE + 8)
+    return start * 512, sectors * 512
+
+
+def is_to_be_replayed(disk: Path, target: Path) -> bool:
+    """Whether the root's superblock says that its journal must be replayed: `s_feature_incompat`, bit 2."""
+    at, _ = find_root(disk, target)
+    superblock = copy_part(disk, at + 1024, 1024, target).read_bytes()
+    assert superblock[0x38:0x3A] == b"\x53\xef"
+    return bool(superblock[0x60] & 4)
+
+
+def examine(root: Path) -> tuple[int, str]:
+    """What e2fsck says, who replays no journal when it may not write."""
+    argv = ["e2fsck", "-f", "-n", str(root)]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=False, env={"PATH": SBIN, "LC_ALL": "C"}
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def read_file(root: Path, path: str) -> str:
+    argv = ["debugfs", "-R", f"cat {path}", str(root)]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, env={"PATH": SBIN}).stdout
+
+
+@pytest.mark.skipif(not shutil.which("e2fsck", path=SBIN), reason="e2fsck is not installed")
+def test_a_quiesced_snapshot_has_a_file_system_at_rest_and_the_guest_goes_on(
+    insula: RealShell, tmp_path: Path
+) -> None:
+    """A mounted ext4 says of itself that its journal is to be replayed; one that is frozen does not."""
+    in_guest(insula, "deb", "echo first >/root/state")  # and not synced
+    insula("fork", "deb", "--name", "calm", timeout=300)  # it is off at the end, and deb is still needed
+    write = "i=0; while :; do i=$((i+1)); echo $i >>/root/log; sync -d /root/log; done"
+    in_guest(insula, "calm", f"({write}) >/dev/null 2>&1 &")
+    insula("snapshot", "create", "calm", "rough")
+    told = insula("snapshot", "create", "calm", "rest", "--quiesce").stderr.decode()
+    assert "not quiesced" not in told
+    assert "went on before" not in told
+    first = int(in_guest(insula, "calm", "echo second >/root/state; sync; tail -n 1 /root/log"))
+    later = f"while [ $(tail -n 1 /root/log) -le {first} ]; do :; done; tail -n 1 /root/log"
+    assert int(in_guest(insula, "calm", later)) > first
+    found = {snapshot["name"]: snapshot for snapshot in insula.data("snapshot", "ls", "calm")}
+    assert [found[name]["quiesced"] for name in ("rough", "rest")] == [False, True]
+
+    scratch, replayed = tmp_path / "scratch", {}
+    for name, snapshot in found.items():
+        directory = insula.home / "snapshots" / snapshot["uid"]
+        (disk,) = json.loads((directory / SNAPSHOT_DOCUMENT).read_text())["disks"]
+        replayed[name] = is_to_be_replayed(directory / disk["file"], scratch)
+    assert replayed == {"rough": True, "rest": False}
+
+    insula("snapshot", "restore", "-y", "calm", "rest")
+    assert insula.info("calm")["phase"] == "stopped"
+    own = Path(insula.info("calm")["directory"]) / "disk0.qcow2"
+    root = copy_part(own, *find_root(own, scratch), scratch)
+    status, said = examine(root)
+    assert (status, "journal" in said) == (0, False), said
+    assert read_file(root, "/root/state") == "first\n"
+    insula("rm", "calm")
 
 
 async def is_written(

@@ -43,6 +43,7 @@ from tests.conformance.cdrom import DriveConformance
 from tests.conformance.engine import (
     PATIENCE,
     EngineConformance,
+    freeze_template,
     launched,
     machine,
     next_transition,
@@ -173,6 +174,52 @@ async def test_a_machine_outlives_a_daemon_that_is_killed(bench: QemuBench, tmp_
         evidence = await instance.wait_exit()
     assert (evidence.cause, evidence.exit_status) == ("crash", 137)
     assert not is_locked(bench.directory)
+
+
+WAKER = """
+import asyncio, sys
+from pathlib import Path
+from insula.engine.instance import QemuInstance
+from insula.engine.plan import plan_from_json
+from insula.engine.qemu import QemuEngine
+
+async def wake(*_, **__):
+    print("launched", flush=True)
+    await asyncio.sleep(60)
+
+async def main():
+    QemuInstance.wake = wake
+    directory = Path(sys.argv[1])
+    await QemuEngine().launch(plan_from_json(Path(sys.argv[2]).read_text(), directory))
+
+asyncio.run(main())
+"""
+
+
+async def test_who_was_not_given_what_it_was_to_wake_up_with_has_never_lived(
+    bench: QemuBench, tmp_path: Path
+) -> None:
+    from insula.engine.plan import plan_to_json
+
+    template = await freeze_template(bench)
+    facts = await bench.engine.facts()
+    memory = Memory(template=template)
+    plan = bench.engine.plan(machine(), BootFiles(), bench.directory, facts, memory)
+    (tmp_path / LAUNCH_PLAN).write_text(plan_to_json(plan))
+    argv = [sys.executable, "-c", WAKER, str(bench.directory), str(tmp_path / LAUNCH_PLAN)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as daemon:  # noqa: ASYNC220
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == b"launched\n"
+        daemon.send_signal(signal.SIGKILL)
+    assert is_locked(bench.directory)
+    assert await bench.engine.adopt(bench.directory) is None
+    assert not is_locked(bench.directory)
+    assert bench.engine.read_exit(bench.directory) is None
+    fork = await bench.engine.launch(plan)
+    await fork.resume()
+    assert await fork.state() == "running"
+    await fork.kill()
+    await bench.engine.discard(template)
 
 
 async def test_the_lock_is_held_by_the_supervisor_too(bench: QemuBench) -> None:

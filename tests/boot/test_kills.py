@@ -1,18 +1,16 @@
 """Whatever dies, and whenever: machines have the old state or the new one, and nothing is left behind.
 
 An operation is drawn, a victim, and a moment; the victim is killed with -9 while the operation goes on. Then
-the next command is to find everything in order. A failure prints the seed; INSULA_SEED repeats it, and
-INSULA_KILL_ROUNDS has it go on for longer than CI does.
+the next command is to find everything in order. A failure prints the seed; INSULA_KILL_SEED draws the same
+again, INSULA_KILL_ROUNDS has it go on for longer than CI does, and say what it did, and INSULA_KILL_ONLY
+names the operations that are to be drawn where they can be, with commas between.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import random
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +19,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.aftermath import Images, Sibling, require_clean, require_nothing_found
 from tests.support.boots import ROOT, RealShell, copy_image, has_image, real_home
 from tests.support.mirror import Mirror
 from tests.support.pattern import Pattern
+from tests.support.victims import COMES_AND_GOES, Killer, Victim
 
 pytestmark = [
     pytest.mark.boot,
@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 ROUNDS = int(os.environ.get("INSULA_KILL_ROUNDS") or 10)
+ONLY = os.environ.get("INSULA_KILL_ONLY", "").split(",")
 NAME = "web"
 MIB = 2**20
 # Seconds that an operation takes on an idle host; the moment of the kill is drawn from the first of them.
@@ -43,13 +44,24 @@ LASTS = {
     "suspend": 1.0,
     "start": 1.2,
     "resize": 0.35,
+    "fork": 1.6,
+    "fork off": 0.5,
     "clone": 0.5,
     "import": 0.6,
     "export": 0.5,
     "pull": 0.6,
 }
-VICTIMS = ("daemon", "machine", "tool")
-ELSEWHERE = ("clone", "import", "export", "pull")  # a kill of the machine is nothing to these
+IMAGES = ("import", "export", "pull")
+# Who has a part in an operation, where it is not the daemon, the machine's monitor and qemu-img.
+VICTIMS: dict[str, tuple[Victim, ...]] = {
+    "suspend": ("daemon", "machine"),
+    "start": ("daemon", "machine"),
+    "rm": ("daemon", "machine"),
+    "fork": ("daemon", "machine", "vessel", "sibling", "tool"),
+    "fork off": ("daemon", "tool"),
+    **dict.fromkeys(("clone", *IMAGES), ("daemon", "tool", "tool")),
+}
+EVERYBODY: tuple[Victim, ...] = ("daemon", "machine", "tool")
 
 
 @dataclass(frozen=True)
@@ -65,11 +77,12 @@ class Moment:
 class Web:
     """The machine, and what is expected of it. least: the newest block that must be there.
 
-    subject: the snapshot, image or volume that the last operation was about.
+    subject: the snapshot, volume or sibling that the last operation was about.
     """
 
     insula: RealShell = field(repr=False)
     pattern: Pattern = field(repr=False)
+    images: Images = field(repr=False)
     draw: random.Random = field(repr=False)
     kept: str = ""
     mark: str = ""
@@ -87,18 +100,19 @@ class Web:
 
     def choose(self) -> str:
         phase = self.phase
-        can = ["create", "resize", *ELSEWHERE] if phase != "suspended" else ["start"] * 4
+        can = ["create", "resize", "clone", *IMAGES] if phase != "suspended" else ["start"] * 4
         if phase == "running":
-            can += ["create --memory", "suspend"] * 3
+            can += ["create --memory", "suspend", "fork"] * 3 + ["fork off"]
         if self.moments:
             can += ["restore", "rm"] * 3
-        return self.draw.choice(can)
+        return self.draw.choice([verb for verb in can if verb in ONLY] or can)
 
     def words(self, verb: str) -> list[str]:
         """The command line of an operation."""
         self.made += 1
         self.subject = name = f"n{self.made}"
-        files = self.insula.home.parent
+        if verb in IMAGES:
+            return self.images.words(verb, self.draw)
         match verb:
             case "create" | "create --memory":
                 return ["snapshot", "create", NAME, name, *verb.split()[1:]]
@@ -114,12 +128,8 @@ class Web:
                 return ["volume", "resize", "one", f"{self.size}MiB"]
             case "clone":
                 return ["volume", "clone", "spare", name]
-            case "import":
-                return ["image", "import", str(files / "disk.raw"), "--format", "raw", "--name", name]
-            case "export":
-                return ["image", "export", "imported", str(files / f"{name}.qcow2")]
-            case "pull":
-                return ["image", "pull", "far", "--name", name]
+            case "fork" | "fork off":
+                return ["fork", NAME, "--name", name]
         return [verb, NAME]
 
     def round(self, told: list[str], harm: Harm) -> None:
@@ -129,15 +139,25 @@ class Web:
         if runs:
             self.mark = self.pattern.write_mark()
             self.least = self.pattern.told()
-        before = self.mark
+        if verb == "fork off":
+            self.insula("kill", NAME)
+            runs = False
+        before, was = self.mark, self.phase
         moment = Moment(self.mark, self.least, 0)
-        status, victim = harm(self, verb, self.words(verb), told)
+        words = self.words(verb)
+        status, victim = harm(self, verb, words, told)
         settle(self.insula)
         if victim == "disk" and self.phase == "paused":
             self.insula("resume", NAME)  # it could not write; nothing was said to be written that is not
         phase = self.phase
         told.append(f"then it was {phase}: {self.insula.info(NAME)['reason']}")
-        self.check_phase(verb, runs, status, victim, phase)
+        self.check_phase(verb, was, status, victim, phase)
+        sibling = self.find_sibling(verb, victim)
+        if sibling is not None:
+            told.append(sibling.check(status))
+        elif verb in IMAGES:
+            require_nothing_found(self.insula)
+            self.images.check(verb, words, status)
         if phase == "suspended" and verb == "suspend":
             return  # it is looked at once it has been started
         wakes = phase == "suspended"
@@ -165,16 +185,43 @@ class Web:
         self.mark, self.least = seen.mark[0], seen.newest[1]
         self.check_snapshots(verb, status, Moment(moment.mark, moment.least, seen.newest[0]))
         self.check_files()
+        require_nothing_found(self.insula)
+        if sibling is not None:
+            self.remove_sibling(sibling, words)
+
+    def find_sibling(self, verb: str, victim: str) -> Sibling | None:
+        """What a fork was to make."""
+        if not verb.startswith("fork"):
+            return None
+        return Sibling(
+            self.insula,
+            self.pattern,
+            self.subject,
+            self.kept,
+            self.mark,
+            self.least,
+            was_live=verb == "fork",
+            may_be_hit=victim == "sibling",
+            may_be_full=victim == "disk",
+        )
+
+    def remove_sibling(self, sibling: Sibling, words: list[str]) -> None:
+        """It goes without a trace; one that had not come comes when it is asked for again."""
+        if not sibling.is_there:
+            self.insula(*words)
+        self.insula("rm", "-f", sibling.name)
+        own = Path(self.insula.info(NAME)["directory"])
+        assert list((self.insula.home / "machines").iterdir()) == [own]
 
     # What must be
 
-    def check_phase(self, verb: str, ran: bool, status: int, victim: str, phase: str) -> None:
+    def check_phase(self, verb: str, was: str, status: int, victim: str, phase: str) -> None:
         if victim in ("machine", "disk"):
             return  # whether it was hit, and what the operation then did with it, is shown by what it holds
         if verb in ("suspend", "start"):
             assert phase in ("running", "suspended")
         elif verb != "restore":
-            assert phase == ("running" if ran else "suspended")
+            assert phase == was
         if status == 0 and verb == "suspend":
             assert phase == "suspended"
 
@@ -198,14 +245,16 @@ class Web:
 
     def check_files(self) -> None:
         """Every layer is clean, and nothing is there that nobody has."""
-        self.insula("pause", NAME)  # so that all is in the files
+        names = [machine["name"] for machine in self.insula.data("ls")]
+        for name in names:
+            self.insula("pause", name)  # so that all is in the files
         try:
+            settle(self.insula)  # what is left over is merged by itself, and writes meanwhile
             for path in self.insula.home.glob("*/*/**/*.qcow2"):
-                argv = ["qemu-img", "check", "-U", "-f", "qcow2", str(path)]
-                done = subprocess.run(argv, capture_output=True, text=True, check=False)
-                assert done.returncode == 0, f"{path}: {done.stdout}{done.stderr}"
+                require_clean(path)
         finally:
-            self.insula("resume", NAME)
+            for name in names:
+                self.insula("resume", name)
         rooms = ("machines", "volumes", "snapshots", "captures")
         hidden = [path for room in rooms for path in (self.insula.home / room).glob("**/.*")]
         assert not hidden, hidden
@@ -232,12 +281,12 @@ Harm = Callable[[Web, str, list[str], list[str]], tuple[int, str]]
 
 def kill_one(web: Web, verb: str, words: list[str], told: list[str]) -> tuple[int, str]:
     """Run the operation, and kill a victim at some moment of it; its exit status, and who that was."""
-    victim = web.draw.choice([v for v in VICTIMS if v != "machine" or verb not in ELSEWHERE])
-    delay = web.draw.uniform(0, LASTS[verb] * SLOWNESS)
+    victim = web.draw.choice(VICTIMS.get(verb, EVERYBODY))
+    delay = web.draw.uniform(0, COMES_AND_GOES.get(victim, LASTS[verb]) * SLOWNESS)
     told.append(f"{' '.join(words)}; {victim} killed after {delay:.3f}s")
+    killer = Killer.of(web.insula, NAME)
     with web.insula.popen(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as doing:
-        time.sleep(delay)  # what is drawn is the moment
-        told.append(f"killed: {kill(web.insula, victim, doing)}")
+        told.append(f"killed: {killer.kill(victim, doing, delay)}")
         said = doing.communicate(timeout=120)[0].decode()
     told.append(f"status {doing.returncode}: {said[-600:]}")
     return doing.returncode, victim
@@ -264,36 +313,6 @@ def fill_disk(web: Web, verb: str, words: list[str], told: list[str]) -> tuple[i
     return doing.returncode, "disk"
 
 
-def kill(insula: RealShell, victim: str, doing: subprocess.Popen[bytes]) -> str:
-    """kill -9 of the daemon, of the machine's monitor, or of a tool that works in this home, as soon as there
-    is one; what was killed, in words."""
-    if victim == "daemon":
-        insula.kill_daemon()
-        return "the daemon"
-    while doing.poll() is None:
-        for pid, line in processes(insula.home, victim):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                return f"{pid} {line[:150]}"
-    return "nothing, there was none"
-
-
-def processes(home: Path, victim: str) -> Iterator[tuple[int, str]]:
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            program, line = os.path.basename(words[0]).decode(), b" ".join(words).decode()  # noqa: PTH119
-            cwd = (entry / "cwd").readlink()
-            if victim == "machine":
-                found = program.startswith("qemu-system") and cwd.is_relative_to(home / "machines")
-            else:
-                found = program == "qemu-img" and (str(home.parent) in line or cwd.is_relative_to(home))
-            if found:
-                yield int(entry.name), line
-
-
 @pytest.fixture
 def draw() -> random.Random:
     seed = int(os.environ.get("INSULA_KILL_SEED") or random.SystemRandom().randrange(2**32))
@@ -305,29 +324,20 @@ def draw() -> random.Random:
 def web_in(tmp_path: Path, draw: random.Random) -> Iterator[Web]:
     """A home with the machine and its disks, one on virtio and one on scsi, and images to work with."""
     images = copy_image("micro", tmp_path / "images")
-    disk = draw.randbytes(4 * MIB)
-    (tmp_path / "disk.raw").write_bytes(disk)
     with (
-        Mirror(files={"/far.raw": disk}) as mirror,
+        Mirror() as mirror,
         real_home(tmp_path / "home", ROOT / "test-artifacts" / "kills", images) as insula,
     ):
-        (insula.home / "catalogues").mkdir(parents=True)
-        entry = {
-            **{"name": "far", "version": "1", "os": "none", "format": "raw", "url": mirror.url("/far.raw")},
-            "sha256": hashlib.sha256(disk).hexdigest(),
-        }
-        (insula.home / "catalogues" / "far.json").write_text(json.dumps({"version": 1, "images": [entry]}))
-        yield make(insula, draw)
+        yield make(insula, draw, Images.furnish(insula, mirror, draw))
 
 
-def make(insula: RealShell, draw: random.Random) -> Web:
+def make(insula: RealShell, draw: random.Random, images: Images) -> Web:
     for name in ("one", "two", "spare"):
         insula("volume", "create", name, "--size", "16MiB")
-    insula("image", "import", str(insula.home.parent / "disk.raw"), "--format", "raw", "--name", "imported")
     words = ["--volume", "one", "--volume", "two:scsi", "--run-policy", "once"]
     insula("run", "-d", "--name", NAME, "--memory", "160MiB", *words, "micro")
     serials = [insula.data("volume", "info", name)["serial"] for name in ("one", "two")]
-    web = Web(insula, Pattern(insula, NAME, *serials), draw)
+    web = Web(insula, Pattern(insula, NAME, *serials), images, draw)
     web.pattern.begin()
     web.kept = web.pattern.look().kept[0]
     return web
@@ -369,7 +379,8 @@ def finish(web: Web) -> None:
     """Once no snapshot is left, each disk is one file, and holds what it held."""
     if web.phase != "running":
         web.insula("start", NAME)
-    for name in list(web.moments):
+    web.insula("snapshot", "create", NAME, "last")  # what forks have left is merged when one is removed
+    for name in [*web.moments, "last"]:
         web.insula("snapshot", "rm", NAME, name)
     settle(web.insula)
     for name in ("one", "two"):
@@ -384,3 +395,4 @@ def finish(web: Web) -> None:
     for name in [volume["name"] for volume in web.insula.data("volume", "ls")]:
         web.insula("volume", "rm", name)
     assert not any((web.insula.home / "volumes").iterdir())
+    require_nothing_found(web.insula)

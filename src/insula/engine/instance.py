@@ -119,6 +119,10 @@ class QemuInstance:
             return "prepared"
         return "running" if status == "running" else "paused"
 
+    async def lacks_state(self) -> bool:
+        """Whether it has not been given all of what it was to wake up with. Raises EngineLost."""
+        return bool((await self._execute("query-status"))["status"] == "inmigrate")
+
     async def synchronise(self) -> None:
         """Learn what events would have told, had we been there. Raises EngineLost."""
         state = await self.state()

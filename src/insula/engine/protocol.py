@@ -383,7 +383,11 @@ class Engine(Protocol):
         """
 
     async def adopt(self, directory: Path) -> Instance | None:
-        """The live machine of this directory, or None when none lives (never a recycled pid)."""
+        """The live machine of this directory, or None when none lives (never a recycled pid).
+
+        One whose launcher died before it had given it what it was to wake up with has never lived: it is
+        ended, and as if it had not been launched.
+        """
 
     def read_exit(self, directory: Path) -> ExitEvidence | None:
         """How a process ended that nobody watched; None if none was launched, or one lives."""

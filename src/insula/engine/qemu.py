@@ -290,6 +290,12 @@ class QemuEngine:
             child.close()
             raise
         with contextlib.suppress(EngineLost):
+            if plan.memory.wakes and await instance.lacks_state():
+                # Who launched it died before it had what it was to wake up with. Let run, it would never do
+                # anything; nothing has run in it yet, so nothing is lost with it.
+                await instance.kill()
+                self.forget(directory)
+                return None
             await instance.synchronise()
         self._live[directory] = instance
         return instance

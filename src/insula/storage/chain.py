@@ -54,9 +54,28 @@ async def freeze(directory: Path, file: str, tag: str) -> str:
     frozen = settle(directory, file)
     fresh = layer_name(file, tag)
     size = read_layer(directory / frozen).size_bytes
-    await create_overlay(directory / fresh, directory / frozen, "qcow2", size, beside=True)
+    await create_layer(directory, file, fresh, frozen, size)
     point(directory, file, fresh)
     return frozen
+
+
+async def create_layer(directory: Path, file: str, name: str, below: str, size: int) -> None:
+    """Make an empty layer for the disk `file` on the one called `below`, and nothing of it until it is whole.
+
+    Raises what create_overlay does.
+    """
+    made_as = directory / _new(file)
+    await create_overlay(directory / name, directory / below, "qcow2", size, beside=True, made_as=made_as)
+
+
+def clear(directory: Path, file: str) -> None:
+    """Remove what whoever died at a new layer of the disk has left. Idempotent."""
+    (directory / _new(file)).unlink(missing_ok=True)
+
+
+def _new(file: str) -> str:
+    """What the disk's next layer, or next name, is called until it is whole."""
+    return f".{file}.new"
 
 
 def thaw(directory: Path, file: str, tag: str) -> None:
@@ -113,7 +132,7 @@ def point(directory: Path, file: str, name: str) -> None:
     """From now on the disk is the layer of that name, on which nobody may stand. Idempotent."""
     if top_name(directory, file) == name:
         return
-    temporary = directory / f".{file}.new"
+    temporary = directory / _new(file)
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(name)
     temporary.replace(directory / file)

@@ -1,12 +1,13 @@
 """Disks in qcow2: machines' copy-on-write overlays of an image's disk, and volumes.
 
 A disk appears under its name when it is whole: it is made beside it and renamed. qemu-img dies with the
-daemon, and what it had begun is made anew.
+daemon, and what it had begun is made anew. Half an overlay may well be a sound disk, with nothing below it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,16 +19,25 @@ from insula.storage.errors import disk_full, require_space
 OVERLAY_BYTES = 2**20
 _ENVIRONMENT = {"LC_ALL": "C"}
 
+log = logging.getLogger(__name__)
+
 Report = Callable[[str, float | None], None]
 
 
 async def create_overlay(
-    path: Path, backing: Path, backing_format: str, size: int, *, beside: bool = False
+    path: Path,
+    backing: Path,
+    backing_format: str,
+    size: int,
+    *,
+    beside: bool = False,
+    made_as: Path | None = None,
 ) -> None:
     """Make an empty qcow2 disk of `size` bytes at path that reads what it has not got from `backing`.
 
     beside: name a backing file in the same directory relatively, so that the directory can be moved, and do
-    not look into it, so that it may still be open for writing.
+    not look into it, so that it may still be open for writing. made_as: what it is called until it is whole,
+    where whoever does it again would not come by the same `path`.
 
     Takes one process and some 200 kB. Replaces nothing: raises FileExistsError. Raises DiskFull, and
     CommandFailed for whatever else qemu-img said; nothing is left behind.
@@ -36,12 +46,14 @@ async def create_overlay(
         raise FileExistsError(path)
     what = f"the disk '{path.name}'"
     require_space(path, OVERLAY_BYTES, what)
+    new = _beside(path, made_as)
     named = ["-u", "-b", backing.name] if beside else ["-b", str(backing.absolute())]
     argv = ["qemu-img", "create", "-q", "-f", "qcow2", *named, "-F", backing_format]
     try:
-        await run([*argv, str(path), str(size)], env={**os.environ, **_ENVIRONMENT})
+        await run([*argv, str(new), str(size)], env={**os.environ, **_ENVIRONMENT})
+        new.rename(path)
     except BaseException as error:
-        path.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)
         if isinstance(error, CommandFailed) and _is_full(str(error.evidence.get("stderr", ""))):
             raise disk_full(path, OVERLAY_BYTES, what) from error
         raise
@@ -120,7 +132,10 @@ async def grow(path: Path, size: int, name: str) -> None:
 async def free_lost_clusters(path: Path) -> None:
     """Give back what a growth that was cut short had reserved; nothing else is touched."""
     argv = ["qemu-img", "check", "-q", "-f", "qcow2", "-r", "leaks", str(path)]
-    await run(argv, check=False, env={**os.environ, **_ENVIRONMENT})
+    done = await run(argv, check=False, env={**os.environ, **_ENVIRONMENT})
+    if done.exit_status != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        log.warning("what '%s' had reserved is not given back: %s", path, said or done.exit_status)
 
 
 async def virtual_size(path: Path) -> int:
@@ -142,8 +157,8 @@ async def remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
-    new = path.with_name(f".{path.name}.new")
+def _beside(path: Path, made_as: Path | None = None) -> Path:
+    new = made_as or path.with_name(f".{path.name}.new")
     new.unlink(missing_ok=True)  # a daemon died at it
     return new
 

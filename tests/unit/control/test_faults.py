@@ -243,6 +243,26 @@ async def test_a_daemon_that_dies_anywhere_is_followed_by_one_that_finishes(
     assert (await check(host)).problems == ()
 
 
+@pytest.mark.parametrize("place", ["before launch", "after launch", "before run"])
+async def test_a_process_that_dies_with_the_daemon_that_starts_it_is_started_anew(
+    host: FakeHost, place: str
+) -> None:
+    faults = Scripted(verb="start", place=place, error=DaemonDied)
+    await host.boot(faults)
+    await bring_to(host, "created")
+    asked = await host.submit("start")
+    await faults_reached(faults)
+    await host.die()
+    for machine in list(host.world.machines.values()):
+        machine.crash(128 + 9)
+    await host.boot()
+    operation = await host.ended(asked.uid)
+    assert operation.state is OperationState.DONE, operation.problem
+    alive = [m for m in host.world.machines.values() if m.exit.value is None]
+    assert len(alive) == 1
+    assert host.seen().phase is Phase.RUNNING
+
+
 def reached(host: FakeHost, verb: str) -> bool:
     """Whether document, guest and volume agree that a verb on disks has been done; true of other verbs."""
     if verb.startswith("cdrom-"):

@@ -173,6 +173,21 @@ async def test_a_failure_leaves_the_disk_as_it_was(machine: Path, monkeypatch: p
     assert await holds(machine / DISK, 1)
 
 
+async def test_what_a_freeze_that_was_cut_short_has_left_goes_with_the_next(
+    machine: Path,
+) -> None:
+    """Whoever does it again takes another tag: what was begun must be found all the same."""
+    half = machine / f".{DISK}.new"
+    half.write_text("half a layer")
+    await chain.freeze(machine, DISK, "b")
+    assert not half.exists()
+    half.write_text("half a layer")
+    for _ in range(2):
+        chain.clear(machine, DISK)
+    assert sorted(path.suffix for path in machine.iterdir()) == [".qcow2"] * 3
+    assert await holds(machine / DISK, 1)
+
+
 async def test_backing_files_are_named_relatively(machine: Path) -> None:
     frozen = await chain.freeze(machine, DISK, "a")
     said = await run(["qemu-img", "info", "--output=json", str(machine / DISK)])

@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from insula.kit.run import CommandFailed
+from insula.kit.run import CommandFailed, Completed, run
 from insula.storage import errors, volumes
 from insula.storage.errors import DiskFull
 
@@ -56,6 +58,26 @@ async def test_nothing_is_replaced(tmp_path: Path, backing: Path) -> None:
     with pytest.raises(FileExistsError):
         await volumes.create_overlay(path, backing, "raw", 2**30)
     assert path.read_text() == "mine"
+
+
+async def test_a_disk_has_its_name_once_it_is_whole(
+    tmp_path: Path, backing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that dies takes its qemu-img with it, and the next one takes what has the name for whole."""
+    path, new = tmp_path / "disk0.qcow2", tmp_path / ".disk0.qcow2.new"
+    new.write_text("half of it, of a daemon that died")
+    names: list[list[Path]] = []
+
+    async def watched(argv: Sequence[str], **options: Any) -> Completed:
+        done = await run(argv, **options)
+        names.append(sorted({*tmp_path.glob("disk0*"), *tmp_path.glob(".disk0*")}))
+        return done
+
+    monkeypatch.setattr(volumes, "run", watched)
+    await volumes.create_overlay(path, backing, "raw", 2**30)
+    assert names == [[new]]
+    assert not new.exists()
+    assert describe(path)["backing-filename"] == str(backing)
 
 
 async def test_a_failure_leaves_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from insula.node.mending import mend
 from insula.node.procedure import Step
 from insula.node.procedures.merge import DEEP, depth
 from insula.node.standing import let_run, remember_running, require_savable
+from insula.storage import chain
 
 
 async def capture(context: MachineContext) -> None:
@@ -50,6 +51,8 @@ async def capture(context: MachineContext) -> None:
 
 async def undo_capture(context: MachineContext) -> None:
     await let_run(context)
+    for disk in context.rooms.snapshots.kept_disks(context.machine):
+        chain.clear(disk.directory, disk.file)
     await context.rooms.captures.remove(context.operation.uid)
 
 

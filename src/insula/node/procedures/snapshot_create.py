@@ -127,6 +127,7 @@ async def take_back(context: MachineContext) -> None:
     await let_run(context)
     for attempt in range(context.operation.recovered + 1):
         for disk in context.rooms.snapshots.kept_disks(context.machine):
+            chain.clear(disk.directory, disk.file)
             await _thaw(context, disk, _tag(context, disk, attempt))
     await context.rooms.snapshots.remove(context.parameters["snapshot"])
 

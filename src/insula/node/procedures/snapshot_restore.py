@@ -26,7 +26,6 @@ from insula.node.procedures import start
 from insula.node.procedures.kill import kill
 from insula.storage import chain
 from insula.storage.layers import top_name
-from insula.storage.volumes import create_overlay
 
 Undo = Callable[[MachineContext], Awaitable[None]]
 
@@ -71,7 +70,7 @@ async def prepare(context: MachineContext) -> None:
         chain.link(frozen.parent, disk.directory, frozen.name)
         fresh = disk.directory / _fresh(context, disk)
         if not fresh.exists():
-            await create_overlay(fresh, disk.directory / frozen.name, "qcow2", kept.size_bytes, beside=True)
+            await chain.create_layer(disk.directory, disk.file, fresh.name, frozen.name, kept.size_bytes)
     await context.journal.remember(tops=before)
 
 
@@ -97,6 +96,7 @@ async def undo_prepare(context: MachineContext) -> None:
         fresh = _fresh(context, disk)
         if top_name(disk.directory, disk.file) != fresh:
             (disk.directory / fresh).unlink(missing_ok=True)
+            chain.clear(disk.directory, disk.file)
             if context.instance is None:
                 chain.sweep(disk.directory, disk.file)
 

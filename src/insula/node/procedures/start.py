@@ -58,6 +58,8 @@ async def launch(context: MachineContext) -> None:
     """The process lives, its vCPUs stand. One that lives already (a daemon died here) is kept."""
     if context.instance is not None:
         return
+    # A process that an earlier daemon had launched for us may have been seen to end with it.
+    await context.observer.see(phase=Phase.STARTING, reason="")
     await context.take_turn()
     engine = context.rooms.engine
     facts = await engine.facts()
