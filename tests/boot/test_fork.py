@@ -117,7 +117,7 @@ def test_a_kill_at_any_moment_leaves_the_machine_and_whole_siblings_or_none(insu
     print(f"INSULA_SEED={seed}")
     draw = random.Random(seed)
     for _ in range(ROUNDS):
-        victim, moment = draw.choice(["daemon", "vessel", "sibling"]), draw.uniform(0, 1.5)
+        victim, moment = draw.choice(["daemon", "keeper", "sibling"]), draw.uniform(0, 1.5)
         with insula.popen("fork", "web", "--count", "2", "--name", "k{n}", stderr=subprocess.PIPE) as forking:
             time.sleep(moment)  # what is drawn is the moment
             kill(insula, victim)
@@ -145,7 +145,7 @@ def kill(insula: RealShell, victim: str) -> None:
     if victim == "daemon":
         insula.kill_daemon()
         return
-    place = insula.home / ("captures" if victim == "vessel" else "machines")
+    place = insula.home / ("captures" if victim == "keeper" else "machines")
     web = insula.info("web")["directory"]
     for path in place.glob("*/qemu.pid"):
         if str(path.parent) != web and (pid := pid_of(path)) is not None:

@@ -57,7 +57,7 @@ VICTIMS: dict[str, tuple[Victim, ...]] = {
     "suspend": ("daemon", "machine"),
     "start": ("daemon", "machine"),
     "rm": ("daemon", "machine"),
-    "fork": ("daemon", "machine", "vessel", "sibling", "tool"),
+    "fork": ("daemon", "machine", "keeper", "sibling", "tool"),
     "fork off": ("daemon", "tool"),
     **dict.fromkeys(("clone", *IMAGES), ("daemon", "tool", "tool")),
 }

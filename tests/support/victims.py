@@ -15,9 +15,9 @@ from typing import Literal
 
 from tests.support.boots import RealShell
 
-Victim = Literal["daemon", "machine", "vessel", "sibling", "tool"]
+Victim = Literal["daemon", "machine", "keeper", "sibling", "tool"]
 # Who comes and goes in the course of an operation, and the seconds that they live: they are waited for first.
-COMES_AND_GOES: dict[Victim, float] = {"tool": 0.03, "vessel": 0.4, "sibling": 0.6}
+COMES_AND_GOES: dict[Victim, float] = {"tool": 0.03, "keeper": 0.4, "sibling": 0.6}
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,16 @@ class Killer:
                 if victim == "tool":
                     found = program == "qemu-img" and _parent(entry) == self.daemon
                 else:
-                    found = program.startswith("qemu-system") and self._is_in(
-                        victim, (entry / "cwd").readlink()
+                    # Of a capture it is who keeps its memory, or is to take it.
+                    monitors = program.startswith("qemu-system") or (
+                        victim == "keeper" and program == "sleep"
                     )
+                    found = monitors and self._is_in(victim, (entry / "cwd").readlink())
                 if found:
                     yield int(entry.name), b" ".join(words).decode()
 
     def _is_in(self, victim: Victim, place: Path) -> bool:
-        if victim == "vessel":
+        if victim == "keeper":
             return place.parent == self.home / "captures"
         return place.parent == self.home / "machines" and (place == self.machine) is (victim == "machine")
 
