@@ -45,6 +45,7 @@ from insula.model.observation import ExitEvidence, ProcessIdentity
 _log = logging.getLogger(__name__)
 
 _DEVICES_AT_MOST = 32 * 2**20  # bytes of a state beside memory: devices, firmware, video
+_DYING = 0.2  # seconds between the end of a process' connections and the news of its own, at most
 _DRAIN = 0.5  # seconds the monitor's last events get to arrive once the process has ended
 _FIRMWARE_RESETS = (
     1.0  # seconds after a reset in which SeaBIOS resets once or twice more, to find itself clean
@@ -364,11 +365,22 @@ class QemuInstance:
                 f"Machine '{self.plan.name}' has no port for a guest agent.",
                 hint="Make the machine from an image that has an agent, without --agent none.",
             )
+        began = monotonic()
         try:
             async with asyncio.timeout(timeout):
                 return await self._reach_agent(timeout)
-        except (TimeoutError, AgentSilent) as error:
-            raise silent(f"The guest agent of machine '{self.plan.name}'", timeout, error) from None
+        except TimeoutError:
+            raise silent(f"The guest agent of machine '{self.plan.name}'", timeout) from None
+        except AgentSilent as error:
+            # Perhaps nobody listens any more: a dying process closes its sockets before its pidfd tells.
+            await asyncio.wait({self._watcher}, timeout=_DYING)
+            if self._process.has_ended:
+                raise self._ended_silently() from error
+            waited = monotonic() - began
+            raise silent(f"The guest agent of machine '{self.plan.name}'", waited, error) from None
+
+    def _ended_silently(self) -> EngineLost:
+        return EngineLost(f"Machine '{self.plan.name}' ended before its guest agent answered.")
 
     async def _reach_agent(self, timeout: float) -> Agent:
         async with self._agent_lock:
@@ -381,7 +393,7 @@ class QemuInstance:
                     lambda s: s.exit is not None or (s.running and s.port_open)
                 )
                 if now.exit is not None:
-                    raise EngineLost(f"Machine '{self.plan.name}' ended before its guest agent answered.")
+                    raise self._ended_silently()
                 with contextlib.suppress(AgentLost):
                     self._agent = await self._connect_agent(timeout)
 

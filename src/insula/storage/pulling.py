@@ -24,13 +24,20 @@ from insula.model.operation import Progress
 from insula.storage.catalogue import CatalogueEntry
 from insula.storage.checksums import Checksum, checksum, find_checksum
 from insula.storage.download import DATA, Download, fetch_text
-from insula.storage.errors import ChecksumMismatch, DownloadFailed, ImageRefused
+from insula.storage.errors import (
+    ChecksumMismatch,
+    ConversionFailed,
+    DiskFull,
+    DownloadFailed,
+    ImageRefused,
+)
 from insula.storage.images import ImageStore
 from insula.storage.importing import import_file
 from insula.storage.packages import Report
 from insula.storage.unpacking import unpack
 
-_UNPACKED = "unpacked"
+# What says nothing against the file that came: it need not come again.
+_MENDABLE = (DownloadFailed, ConversionFailed, DiskFull)
 T = TypeVar("T")
 
 
@@ -79,7 +86,7 @@ async def pull(
                 origin=entry.url,
             )
         except InsulaError as error:
-            if not isinstance(error, DownloadFailed):
+            if not isinstance(error, _MENDABLE):
                 await asyncio.to_thread(shutil.rmtree, directory)
             raise
         await asyncio.to_thread(shutil.rmtree, directory)
@@ -122,10 +129,11 @@ def _fetch(
         )
 
     path = Download(directory, (entry.url, *entry.mirrors), expected, entry.size, came, stop).run()
-    if entry.compression == "none":
-        return path
-    target = directory / _UNPACKED
+    target = directory / f"{entry.name}.image"  # what is said of the file then says what it is
     target.unlink(missing_ok=True)
+    if entry.compression == "none":
+        target.hardlink_to(path)
+        return target
     unpack(
         directory / DATA,
         entry.compression,

@@ -19,7 +19,7 @@ from urllib.request import ProxyHandler, build_opener
 import pytest
 
 from insula.model.operation import Progress
-from insula.storage import download, unpacking
+from insula.storage import download, pulling, unpacking
 from insula.storage.catalogue import (
     SHIPPED,
     CatalogueEntry,
@@ -32,6 +32,7 @@ from insula.storage.download import Download, Stopped
 from insula.storage.errors import (
     BadCatalogue,
     ChecksumMismatch,
+    ConversionFailed,
     DiskFull,
     DownloadFailed,
     ImageDamaged,
@@ -191,6 +192,28 @@ def test_redirects_never_lead_to_something_less(mirror: Mirror, tmp_path: Path) 
         download._Redirects().redirect_request(
             Request("https://a.invalid/x"), BytesIO(), 302, "Found", HTTPMessage(), "http://a.invalid/x"
         )
+
+
+async def test_a_file_that_came_stays_when_its_conversion_is_ended(
+    mirror: Mirror, store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = hashlib.sha256(DISK).hexdigest()
+    named: list[str] = []
+
+    async def ended(path: Path, *_: object, **__: object) -> None:
+        named.append(path.name)
+        raise ConversionFailed("qemu-img was killed.")
+
+    what = entry(mirror, checksum_url=None, sha256=sums)
+    with monkeypatch.context() as patched:
+        patched.setattr(pulling, "import_file", ended)
+        with pytest.raises(ConversionFailed):
+            await pull(what, "mine", store, lambda _: None)
+    assert named == [f"{what.name}.image"]
+    asked = len(mirror.seen)
+    assert (await pull(what, "mine", store, lambda _: None)).name == "mine"
+    assert mirror.seen[asked:] == [("/disk.raw", f"bytes={len(DISK)}-")]  # there is nothing more to come
+    assert parts(store) == []
 
 
 async def test_a_cancelled_pull_keeps_its_part(mirror: Mirror, store: ImageStore) -> None:
