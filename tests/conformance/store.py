@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 
 import pytest
@@ -95,6 +95,29 @@ class StoreConformance:
 
     async def test_deleting_what_is_absent_is_fine(self, store: Store) -> None:
         await store.commit([Delete(Thing, "nobody", expect=3)])
+
+    async def test_all_are_told_oldest_first(self, store: Store) -> None:
+        """Whatever came in between: changes, removals, one older than those before it, the same age."""
+        ages = {"b": 2, "d": 4, "c": 3, "a": 1, "x": 3, "e": 5}
+
+        def aged(uid: str, age: int, value: int = 0) -> Thing:
+            return thing(uid=uid, name=uid, value=value).model_copy(
+                update={"created": NOW + timedelta(seconds=age)}
+            )
+
+        def told() -> list[str]:
+            return [stored.document.uid for stored in store.all(Thing)]
+
+        for uid, age in ages.items():
+            await store.commit([Put(aged(uid, age))])
+        assert told() == ["a", "b", "c", "x", "d", "e"]
+        await store.commit([Put(aged("b", 2, value=7)), Delete(Thing, "c")])
+        assert told() == ["a", "b", "x", "d", "e"]
+        assert [stored.document.value for stored in store.all(Thing)] == [0, 7, 0, 0, 0]
+        await store.commit([Put(aged("a", 9))])
+        assert told() == ["b", "x", "d", "e", "a"]
+        await store.commit([Put(aged("a", 6)), Put(aged("c", 3))])
+        assert told() == ["b", "c", "x", "d", "e", "a"]
 
     async def test_update_sees_the_newest_and_loses_nothing(self, store: Store) -> None:
         await store.commit([Put(thing())])

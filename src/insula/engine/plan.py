@@ -6,7 +6,6 @@ and one fragment a device from `device/<kind>.py`. Fragments are joined once, in
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import uuid
 from pathlib import Path
@@ -218,9 +217,10 @@ def launched_ids(plan: LaunchPlan) -> frozenset[str]:
 
 def plan_to_json(plan: LaunchPlan) -> str:
     """The plan as it is kept in the machine's directory (which it does not name, so that it can be moved)."""
-    fields = dataclasses.asdict(dataclasses.replace(plan, accelerator=plan.accelerator))
+    fields = dict(vars(plan))
     fields["accelerator"] = plan.accelerator.model_dump()
     fields["memory"] = _memory_to_json(plan.memory)
+    fields["shape"] = dict(plan.shape)
     del fields["directory"]
     return json.dumps({"version": 1, **fields}, indent=1) + "\n"
 

@@ -27,7 +27,9 @@ from insula.model.observation import ProcessIdentity
 # $1 is the host's boot id, $2 the descriptor of memory that the monitor shares ("-": none), the rest its
 # argv. It finds the memory at a number that its argv can name; a shell's redirections have one digit only.
 # Field 22 of /proc/PID/stat is the start time (proc(5)); after the last ')' it is the 20th word. One line on
-# stdout says that PID_FILE stands; nobody needs to be there to read it.
+# stdout says that PID_FILE stands; nobody needs to be there to read it. What is written was not there before
+# and is one write(2), so no `mv` (a process each): whoever looks too early, or after the disk was full, finds
+# nothing that can be read, which is as good as no file.
 SUPERVISOR = f"""\
 boot=$1; memory=$2; shift 2; set -f; umask 077
 [ "$memory" = - ] || exec {MEMORY_DESCRIPTOR}<>"/proc/self/fd/$memory"
@@ -35,12 +37,12 @@ boot=$1; memory=$2; shift 2; set -f; umask 077
 pid=$!
 stat=; read -r stat </proc/$pid/stat
 set -- ${{stat##*) }}
-echo "$pid ${{20:-0}} $boot" >.{PID_FILE}.new && mv -f .{PID_FILE}.new {PID_FILE}
+echo "$pid ${{20:-0}} $boot" >{PID_FILE}
 trap '' PIPE
 echo started
 exec >/dev/null 2>&1
 wait $pid; status=$?
-echo $status >.{EXIT_STATUS}.new && mv -f .{EXIT_STATUS}.new {EXIT_STATUS}
+echo $status >{EXIT_STATUS}
 """
 
 _SETTLE = 1.0  # seconds a supervisor gets to write what it saw, once QEMU has ended
@@ -240,6 +242,7 @@ async def start(
         process = Process.open(directory)
         if process is None:
             await _wait_child(supervisor.pid)
+            await end_group(supervisor.pid)  # it runs, and the disk is too full to say who it is
         return process
     except BaseException:
         await end_group(supervisor.pid)

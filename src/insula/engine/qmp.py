@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qemu.qmp import QMPClient
+from qemu.qmp import Message, QMPClient
 from qemu.qmp.error import QMPError
 from qemu.qmp.protocol import Runstate
 from qemu.qmp.qmp_client import ExecuteError
@@ -47,12 +47,22 @@ def connect_socket(path: Path) -> socket.socket:
     return connection
 
 
+class _Client(QMPClient):
+    """Logs no message: the library lays out each one to be read before it asks whether anybody reads."""
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg
+
+
 class Monitor:
     """A session with one monitor. name: of the machine, for messages."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._client = QMPClient()
+        self._client = _Client()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         # The client's own listener remembers every event for good, and a guest can cause any number of them.
         self._client.events.event_filter = self._take

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ def monotonic() -> float:
     return time.monotonic()
 
 
+@functools.cache
 def boot_id() -> str:
     """The kernel's random id of this boot of the host; what was cached under another one is stale."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

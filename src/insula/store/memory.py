@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from insula.model.base import Document
@@ -19,6 +20,7 @@ class MemoryStore:
     """A store that forgets everything with its process; implements `Store`."""
 
     def __init__(self) -> None:
+        # Each kind's oldest first: every actor looks through all operations again and again.
         self._documents: dict[type[Document], dict[str, Stored[Any]]] = {}
         self._names: dict[tuple[type[Document], str, str], str] = {}
         self._events: list[Event] = []
@@ -36,8 +38,7 @@ class MemoryStore:
         return None if uid is None else self.get(kind, uid)
 
     def all(self, kind: type[D]) -> list[Stored[D]]:
-        found: list[Stored[D]] = list(self._documents.get(kind, {}).values())
-        return sorted(found, key=lambda stored: (stored.document.created, stored.document.uid))
+        return list(self._documents.get(kind, {}).values())
 
     async def commit(self, changes: Sequence[Change], events: Sequence[Event] = ()) -> Commit:
         async with self._lock:
@@ -107,12 +108,13 @@ class MemoryStore:
         self._revision = commit.revision
         for change in commit.changes:
             kind, uid = _key(change)
-            table = self._documents.setdefault(kind, {})
-            before = table.pop(uid, None)
+            before = self.get(kind, uid)
             if before is not None and kind.names_are_unique:
                 self._names.pop((kind, before.document.project, before.document.name), None)
             if isinstance(change, Put):
-                table[uid] = Stored(change.document, commit.revision)
+                self._place(kind, Stored(change.document, commit.revision))
+            elif before is not None:
+                del self._documents[kind][uid]
         for change in commit.changes:  # after every removal, so that a name can pass on within one commit
             if isinstance(change, Put) and type(change.document).names_are_unique:
                 document = change.document
@@ -120,6 +122,22 @@ class MemoryStore:
         self._last_event += len(commit.events)
         self._keep_events(commit.events)
         self._tell(commit)
+
+    def _place(self, kind: type[Document], stored: Stored[Any]) -> None:
+        table = self._documents.setdefault(kind, {})
+        before = table.get(stored.document.uid)
+        newest = next(reversed(table.values()), None)
+        table[stored.document.uid] = stored  # in its place, or at the end if it has none
+        if before is not None:
+            in_order = _age(before) == _age(stored)
+        else:
+            in_order = newest is None or _age(newest) < _age(stored)
+        if not in_order:
+            self._sort(kind)
+
+    def _sort(self, kind: type[Document]) -> None:
+        table = self._documents[kind]
+        self._documents[kind] = dict(sorted(table.items(), key=lambda item: _age(item[1])))
 
     def _keep_events(self, events: Sequence[Event]) -> None:
         self._events.extend(events)
@@ -173,6 +191,10 @@ class MemoryStore:
 
     async def close(self) -> None:
         return None
+
+
+def _age(stored: Stored[Any]) -> tuple[datetime, str]:
+    return stored.document.created, stored.document.uid
 
 
 def _key(change: Change) -> tuple[type[Document], str]:

@@ -95,6 +95,8 @@ class SqliteStore(MemoryStore):
             if kind.names_are_unique:
                 self._names[(kind, document.project, document.name)] = uid
             self._revision = max(self._revision, revision)
+        for kind in tuple(self._documents):
+            self._sort(kind)
         (last,) = self._database.execute("SELECT max(seq) FROM events").fetchone()
         row = self._database.execute("SELECT value FROM meta WHERE key='last-event'").fetchone()
         self._last_event = max(last or 0, int(row[0]) if row else 0)

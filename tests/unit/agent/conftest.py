@@ -17,6 +17,7 @@ from insula.engine.agent.insula import InsulaAgent, connect
 # No agent that runs on this host can freeze its file systems, whatever it is told: see fakefreeze.c.
 FAKE_FREEZE = Path(__file__).with_name("fakefreeze.c")
 HARMLESS = ('-DMOUNTINFO=getenv("FREEZE_MOUNTS")', "-Wl,--wrap=ioctl")
+OWN_USERS = '-DPASSWD=getenv("AGENT_PASSWD")'
 SOURCE = Path(insula.storage.__path__[0]) / "agent" / "insula-agent.c"
 RELEASE = ("-O2", "-static")
 SANITIZED = ("-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -28,7 +29,8 @@ def build_agent(directory: Path, options: tuple[str, ...]) -> Path:
         pytest.skip("no C compiler: install gcc and libc6-dev")
     program = directory / "insula-agent"
     strict = ("-Wall", "-Wextra", "-Werror")
-    command = [compiler, *options, *HARMLESS, *strict, "-o", str(program), str(SOURCE), str(FAKE_FREEZE)]
+    command = [compiler, *options, *HARMLESS, OWN_USERS, *strict, "-o", str(program)]
+    command += [str(SOURCE), str(FAKE_FREEZE)]
     built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     if built.returncode != 0 and "-fsanitize" in " ".join(options) and "cannot find" in built.stderr:
         pytest.skip("this compiler has no sanitizer libraries")
@@ -54,7 +56,13 @@ class Guest:
         self.mounts = directory / "mountinfo"
         self.mounts.touch()
         self.freeze_log = directory / "freeze.log"
-        places = {"FREEZE_MOUNTS": str(self.mounts), "FREEZE_LOG": str(self.freeze_log)}
+        self.users = directory / "passwd"
+        self.users.write_bytes(Path("/etc/passwd").read_bytes())
+        places = {
+            "FREEZE_MOUNTS": str(self.mounts),
+            "FREEZE_LOG": str(self.freeze_log),
+            "AGENT_PASSWD": str(self.users),
+        }
         self._stderr: list[bytes] = []
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self.socket))

@@ -11,9 +11,18 @@ from pathlib import Path
 import pytest
 
 from insula.engine import process
-from insula.engine.process import Process, is_locked, read_exit_status, read_identity, start, take_lock
+from insula.engine.process import (
+    Process,
+    is_locked,
+    read_exit_status,
+    read_identity,
+    start,
+    take_lock,
+    wait_unlocked,
+)
 from insula.kit.clock import boot_id
-from insula.kit.paths import PID_FILE, QEMU_STDERR
+from insula.kit.paths import EXIT_STATUS, PID_FILE, QEMU_STDERR, RUN_LOCK
+from insula.model.observation import ProcessIdentity
 
 
 async def started(directory: Path, *argv: str) -> Process | None:
@@ -89,6 +98,39 @@ async def test_another_identity_is_not_opened(tmp_path: Path, sleeper: Process, 
     }[change]
     (tmp_path / PID_FILE).write_text(text)
     assert Process.open(tmp_path) is None
+
+
+async def test_who_cannot_be_written_down_is_not_left_running(tmp_path: Path) -> None:
+    (tmp_path / PID_FILE).mkdir()
+    assert await started(tmp_path, "/bin/sleep", "60") is None
+    assert await wait_unlocked(tmp_path, timeout=5)
+    assert PID_FILE in (tmp_path / QEMU_STDERR).read_text()
+    assert not process._own_supervisors
+
+
+async def test_an_end_that_cannot_be_written_down_is_an_end(tmp_path: Path) -> None:
+    (tmp_path / EXIT_STATUS).mkdir()
+    child = await started(tmp_path, "/bin/sleep", "60")
+    assert child is not None
+    child.kill()
+    await child.wait()
+    assert await child.exit_status() is None
+    child.close()
+    assert await wait_unlocked(tmp_path, timeout=5)
+
+
+async def test_each_file_is_one_write_and_no_process_more(tmp_path: Path) -> None:
+    """A reader who comes at any moment finds all of it, or nothing that can be read."""
+    seen = set[ProcessIdentity | None]()
+    starting = asyncio.create_task(started(tmp_path, "/bin/sleep", "60"))
+    while not starting.done():
+        seen.add(read_identity(tmp_path))
+        await asyncio.sleep(0)
+    child = await starting
+    assert child is not None
+    assert seen <= {None, child.identity}
+    await child.end()
+    assert sorted(os.listdir(tmp_path)) == sorted([EXIT_STATUS, PID_FILE, QEMU_STDERR, RUN_LOCK])  # noqa: PTH208
 
 
 async def test_an_end_is_seen_by_whoever_adopted(tmp_path: Path, sleeper: Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +43,18 @@ async def test_everything_is_there_after_reopening(tmp_path: Path) -> None:
     assert again.find(Thing, "default", "one") is not None
     await again.commit([Put(Note(uid="n", name="n", created=NOW))], [event()])
     assert again.last_event() == 3
+    await again.close()
+
+
+async def test_a_file_is_read_oldest_first_whatever_the_names(tmp_path: Path) -> None:
+    path = tmp_path / "insula.db"
+    store = open_ledger(path, KINDS)
+    for seconds, uid in enumerate("bac"):
+        created = NOW + timedelta(seconds=seconds)
+        await store.commit([Put(Note(uid=uid, name=uid, created=created))])
+    await store.close()
+    again = open_ledger(path, KINDS)
+    assert [stored.document.uid for stored in again.all(Note)] == ["b", "a", "c"]
     await again.close()
 
 

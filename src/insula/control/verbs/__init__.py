@@ -10,6 +10,7 @@ and is found by its name; there is no list to keep.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from typing import Protocol, cast
@@ -32,9 +33,10 @@ class Verb(Protocol):
     def conclude(self, desk: Desk, operation: Operation, succeeded: bool) -> Conclusion: ...
 
 
-def verb_names() -> list[str]:
+@functools.cache
+def verb_names() -> tuple[str, ...]:
     """Every verb there is."""
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__)))
 
 
 def find_verb(name: str) -> Verb:

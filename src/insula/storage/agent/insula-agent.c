@@ -26,7 +26,6 @@
 #include <net/if.h>
 #include <netpacket/packet.h>
 #include <poll.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -268,11 +267,12 @@ struct request { /* an EXEC, decoded */
     char *cwd, *user;
 };
 
-struct identity {
+struct identity { /* who a command is run as, and what it hears of that */
+    bool other; /* than we are: `gid` and `groups` are its own */
     uid_t uid;
     gid_t gid, groups[256];
     size_t group_count;
-    char name[256], home[PATH_MAX], shell[PATH_MAX];
+    const char *name, *home, *shell;
 };
 
 static struct stream *find_stream(uint32_t id) {
@@ -320,35 +320,135 @@ static void session_end(void) {
     in_session = false;
 }
 
-static bool find_identity(const char *who, struct identity *id) {
-    char *rest;
-    unsigned long number = strtoul(who, &rest, 10);
-    bool numeric = *who && !*rest, found = false;
-    struct passwd *p;
-    FILE *file = fopen("/etc/passwd", "re");
-    while (file && !found && (p = fgetpwent(file))) {
-        if (numeric ? p->pw_uid != number : strcmp(p->pw_name, who) != 0)
-            continue;
-        found = true;
-        id->uid = p->pw_uid;
-        id->gid = p->pw_gid;
-        snprintf(id->name, sizeof id->name, "%s", p->pw_name);
-        snprintf(id->home, sizeof id->home, "%s", p->pw_dir);
-        snprintf(id->shell, sizeof id->shell, "%s", p->pw_shell);
+/* ---- What a command needs: found by us, as a child of vfork may not touch memory, which is ours ------ */
+
+#ifndef PASSWD
+#define PASSWD "/etc/passwd" /* tests have users of their own */
+#endif
+
+struct lines {
+    int fd;
+    size_t start, length;
+    char text[4096];
+};
+
+/* In place and without its end; NULL: there is none, or it is longer than one of passwd(5) can be. */
+static char *next_line(struct lines *file) {
+    char *end;
+    while (!(end = memchr(file->text + file->start, '\n', file->length))) {
+        memmove(file->text, file->text + file->start, file->length);
+        file->start = 0;
+        size_t room = sizeof file->text - file->length;
+        ssize_t n = room > 0 ? read(file->fd, file->text + file->length, room) : -1;
+        if (n < 0 || (n == 0 && file->length == 0))
+            return NULL;
+        if (n == 0)
+            file->text[file->length + (size_t)n++] = '\n'; /* the last line may lack it */
+        file->length += (size_t)n;
     }
-    if (file)
-        fclose(file);
-    if (!found || !(file = fopen("/etc/group", "re")))
-        return found;
-    id->groups[id->group_count++] = id->gid;
+    *end = 0;
+    char *line = file->text + file->start;
+    size_t used = (size_t)(end - line) + 1;
+    file->start += used;
+    file->length -= used;
+    return line;
+}
+
+/* Digits and nothing else. */
+static bool parse_number(const char *text, unsigned *number) {
+    uint64_t value = 0;
+    const char *at = text;
+    for (; *at >= '0' && *at <= '9' && value <= UINT32_MAX; at++)
+        value = 10 * value + (uint64_t)(*at - '0');
+    *number = (unsigned)value;
+    return at != text && !*at && value <= UINT32_MAX;
+}
+
+/* A line of passwd(5), cut at its colons. */
+static bool parse_user(char *line, struct identity *id) {
+    char *fields[7];
+    for (int i = 0; i < 7; i++) {
+        fields[i] = line;
+        line = strchr(line, ':');
+        if (!line && i < 6)
+            return false;
+        if (i < 6)
+            *line++ = 0;
+    }
+    id->name = fields[0];
+    id->home = fields[5];
+    id->shell = fields[6];
+    return parse_number(fields[2], &id->uid) && parse_number(fields[3], &id->gid);
+}
+
+static void find_groups(struct identity *id) {
     struct group *g;
+    FILE *file = fopen("/etc/group", "re");
+    id->group_count = 0;
+    if (!file)
+        return;
+    id->groups[id->group_count++] = id->gid;
     while ((g = fgetgrent(file)))
         for (char **member = g->gr_mem; *member && id->group_count < 256; member++)
             if (strcmp(*member, id->name) == 0)
                 id->groups[id->group_count++] = g->gr_gid;
     fclose(file);
-    return true;
 }
+
+/* By name or number; "" means ourselves, who need not be listed. What is found is good until the next call.
+ * By hand, not by fgetpwent(): stdio is a lot of cold code on the way of a fork's first command. */
+static bool find_identity(const char *who, struct identity *id) {
+    static struct lines passwd;
+    char *line;
+    unsigned number = geteuid();
+    bool numeric = !*who || parse_number(who, &number), found = false;
+    passwd.start = passwd.length = 0;
+    passwd.fd = open(PASSWD, O_RDONLY | O_CLOEXEC);
+    while (!found && (line = next_line(&passwd)))
+        found = parse_user(line, id) && (numeric ? id->uid == number : strcmp(id->name, who) == 0);
+    close_fd(&passwd.fd);
+    if (!found) {
+        id->name = id->shell = "";
+        id->home = "/";
+    }
+    id->other = *who && found && id->uid != geteuid();
+    if (id->other)
+        find_groups(id);
+    return found || !*who;
+}
+
+/* In the place of the variable of the same name, if there is one. */
+static void set_variable(char **environment, char *word) {
+    size_t name = (size_t)(strchr(word, '=') - word) + 1;
+    while (*environment && strncmp(*environment, word, name) != 0)
+        environment++;
+    if (!*environment)
+        environment[1] = NULL;
+    *environment = word;
+}
+
+/* A clean environment: what an init system gave to us (NOTIFY_SOCKET ...) is not the command's. */
+static char **build_environment(struct request *r, const struct identity *id) {
+    enum { ROOM = sizeof "LOGNAME=" + sizeof((struct lines *)0)->text };
+    static char home[ROOM], user[ROOM], logname[ROOM], shell[ROOM];
+    static char *environment[MAX_WORDS + 7]; /* six of ours, and the end */
+    char **next = environment;
+    *next++ = (char *)"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    strcpy(stpcpy(*next++ = home, "HOME="), id->home);
+    if (*id->name) {
+        strcpy(stpcpy(*next++ = user, "USER="), id->name);
+        strcpy(stpcpy(*next++ = logname, "LOGNAME="), id->name);
+        strcpy(stpcpy(*next++ = shell, "SHELL="), *id->shell ? id->shell : "/bin/sh");
+    }
+    if (r->flags & FLAG_TTY)
+        *next++ = (char *)"TERM=xterm";
+    *next = NULL;
+    for (char **word = r->env; *word; word++)
+        set_variable(environment, *word);
+    return environment;
+}
+
+/* ---- The child: system calls and nothing else ---------------------------------------------------------- */
 
 static _Noreturn void child_fail(int status_fd, enum reason reason, int error) {
     uint32_t word[2] = {reason, (uint32_t)error};
@@ -357,38 +457,7 @@ static _Noreturn void child_fail(int status_fd, enum reason reason, int error) {
     _exit(127);
 }
 
-static void become_user(struct request *r, struct identity *id, int status_fd) {
-    char own[16];
-    snprintf(own, sizeof own, "%u", (unsigned)geteuid());
-    bool known = find_identity(*r->user ? r->user : own, id);
-    if (!known && *r->user)
-        child_fail(status_fd, R_USER, ENOENT);
-    if (!known)
-        strcpy(id->home, "/");
-    if (!*r->user || id->uid == geteuid())
-        return;
-    if (setgroups(id->group_count, id->groups) < 0 || setgid(id->gid) < 0 || setuid(id->uid) < 0)
-        child_fail(status_fd, R_USER, errno);
-}
-
-/* A clean environment: what an init system gave to us (NOTIFY_SOCKET ...) is not the command's. */
-static void build_environment(struct request *r, struct identity *id) {
-    clearenv();
-    setenv("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", 1);
-    setenv("HOME", id->home, 1);
-    if (*id->name) {
-        setenv("USER", id->name, 1);
-        setenv("LOGNAME", id->name, 1);
-        setenv("SHELL", *id->shell ? id->shell : "/bin/sh", 1);
-    }
-    if (r->flags & FLAG_TTY)
-        setenv("TERM", "xterm", 1);
-    for (char **word = r->env; *word; word++)
-        putenv(*word);
-}
-
-static _Noreturn void run_child(struct request *r, int in, int out, int err, int status_fd) {
-    struct identity id = {.uid = geteuid()};
+static _Noreturn void run_child(const struct request *r, const struct identity *id, const int fds[3], int status_fd) {
     sigset_t none;
     sigemptyset(&none);
     signal(SIGPIPE, SIG_DFL);
@@ -396,16 +465,30 @@ static _Noreturn void run_child(struct request *r, int in, int out, int err, int
     sigprocmask(SIG_SETMASK, &none, NULL);
     setsid();
     if (r->flags & FLAG_TTY)
-        ioctl(in, TIOCSCTTY, 0);
-    if (dup2(in, 0) < 0 || dup2(out, 1) < 0 || dup2(err, 2) < 0)
+        ioctl(fds[0], TIOCSCTTY, 0);
+    if (dup2(fds[0], 0) < 0 || dup2(fds[1], 1) < 0 || dup2(fds[2], 2) < 0)
         child_fail(status_fd, R_SYSTEM, errno);
     umask(022);
-    become_user(r, &id, status_fd);
-    build_environment(r, &id);
-    if (*r->cwd ? chdir(r->cwd) < 0 : chdir(id.home) < 0 && chdir("/") < 0)
+    if (id->other && (setgroups(id->group_count, id->groups) < 0 || setgid(id->gid) < 0 || setuid(id->uid) < 0))
+        child_fail(status_fd, R_USER, errno);
+    if (*r->cwd ? chdir(r->cwd) < 0 : chdir(id->home) < 0 && chdir("/") < 0)
         child_fail(status_fd, R_CWD, errno);
     execvp(r->argv[0], r->argv);
     child_fail(status_fd, R_EXEC, errno);
+}
+
+/* Nothing is copied for a child of vfork, and we stand still until it is another program. So there is none for
+ * what may hang on its way (a directory or a program on a server), or for a user who could stop it there. */
+static pid_t start_child(const struct request *r, const struct identity *id, char **environment, const int fds[3],
+                         int status_fd) {
+    char **own = environ;
+    bool at_once = !id->other && !*r->cwd && !strchr(r->argv[0], '/');
+    environ = environment; /* where execvp() looks for PATH, and what it hands on */
+    pid_t pid = at_once ? vfork() : fork();
+    if (pid == 0)
+        run_child(r, id, fds, status_fd);
+    environ = own;
+    return pid;
 }
 
 /* theirs: the child's stdin, stdout, stderr; ours: the other ends, or thrice the master. Returns 0 or an errno. */
@@ -439,15 +522,15 @@ static int open_pipes(int theirs[3], int ours[3]) {
 }
 
 static void start_command(struct stream *s, struct request *r) {
+    static struct identity id;
     int theirs[3] = {-1, -1, -1}, ours[3] = {-1, -1, -1}, status[2] = {-1, -1};
     s->tty = r->flags & FLAG_TTY;
-    int error = s->tty ? open_tty(r, theirs, ours) : open_pipes(theirs, ours);
+    enum reason reason = find_identity(r->user, &id) ? R_SYSTEM : R_USER;
+    int error = reason == R_USER ? ENOENT : s->tty ? open_tty(r, theirs, ours) : open_pipes(theirs, ours);
     if (!error && pipe2(status, O_CLOEXEC) < 0)
         error = errno;
-    if (!error && (s->pid = fork()) < 0)
+    if (!error && (s->pid = start_child(r, &id, build_environment(r, &id), theirs, status[1])) < 0)
         error = errno;
-    if (!error && s->pid == 0)
-        run_child(r, theirs[0], theirs[1], theirs[2], status[1]);
     for (int i = 0; i < 3; i++) {
         close_fd(&theirs[i]);
         if (ours[i] >= 0)
@@ -460,7 +543,7 @@ static void start_command(struct stream *s, struct request *r) {
     s->tty_fd = s->tty ? ours[2] : -1;
     s->status_fd = status[0];
     if (error) {
-        send_error(s->id, R_SYSTEM, error, strerror(error));
+        send_error(s->id, reason, error, strerror(error));
         forget_stream(s);
     } else {
         set_nonblocking(s->status_fd);

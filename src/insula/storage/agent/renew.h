@@ -13,11 +13,14 @@
 
 static int write_line(const char *path, int flags, const char *text) {
     char line[512];
-    int length = snprintf(line, sizeof line, "%s\n", text), error = 0;
+    size_t length = strnlen(text, sizeof line - 1);
+    int error = 0;
+    memcpy(line, text, length);
+    line[length++] = '\n';
     int fd = open(path, O_WRONLY | O_CLOEXEC | O_TRUNC | flags, 0644);
     if (fd < 0)
         return errno;
-    if (write(fd, line, (size_t)length) != length)
+    if (write(fd, line, length) != (ssize_t)length)
         error = errno;
     close(fd);
     return error;
