@@ -55,24 +55,36 @@ async def capture(
     try:
         if runs and _is_much(machine, copy):
             return None
-        whole = copy.own_bytes() * _LOADING * forks > copy.base_bytes()
-        await to_thread_end(partial(copy.prepare, whole=whole))
+        whole = copy.base is None or copy.own_bytes() * _LOADING * forks > copy.base_bytes()
+        try:
+            await to_thread_end(partial(copy.prepare, whole=whole))
+        except PermissionError:
+            return None
         if runs and _is_much(machine, copy):
             return None
         stood, devices = await _stand(machine, copy, disks, runs=runs)
+        compose = partial(
+            devicestate.compose,
+            devices,
+            machine.plan.shape["machine type"],
+            firmware,
+            machine.plan.memory_bytes,
+        )
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        machine_type, size = machine.plan.shape["machine type"], machine.plan.memory_bytes
         if whole:
-            frozen.seal(copy.memory)
-            pieces = devicestate.compose(devices, machine_type, firmware, size)
-            (directory / DEVICE_STATE).write_bytes(b"".join(pieces))
-            await frozen.hold(directory, copy.memory)
+            await _hold_all(directory, copy, compose())
         else:
-            pieces = devicestate.compose(devices, machine_type, firmware, size, copy.own_pages())
-            await _hold_difference(directory, copy, pieces)
+            await _hold_difference(directory, copy, compose(copy.own_pages()))
     finally:
         copy.close()
     return stood
+
+
+async def _hold_all(directory: Path, copy: MemoryCopy, state: Iterable[bytes | memoryview]) -> None:
+    """Keep the copy, and a state without memory in a file."""
+    frozen.seal(copy.memory)
+    (directory / DEVICE_STATE).write_bytes(b"".join(state))
+    await frozen.hold(directory, copy.memory)
 
 
 async def _hold_difference(directory: Path, copy: MemoryCopy, pieces: Iterable[bytes | memoryview]) -> None:
@@ -93,6 +105,8 @@ def _is_much(machine: QemuInstance, copy: MemoryCopy) -> bool:
 async def _begin(machine: QemuInstance) -> tuple[MemoryCopy, bytes] | None:
     """The copy, and the machine's firmware. None when it cannot be done. Raises EngineLost and OSError."""
     monitor, pid = machine.transfer.monitor, machine.identity.pid
+    if (await monitor.execute("query-migrate")).get("blocked-reasons"):
+        return None  # it has a device whose state cannot be written down; who asks in earnest is told which
     firmware = await devicestate.read_firmware(monitor, pid, machine.plan.memory_bytes)
     address = await blocks.locate(monitor, MEMORY, 0)
     if address is None or firmware is None:
@@ -118,7 +132,8 @@ async def _stand(
         monitor = machine.transfer.monitor
         await switch(monitor.execute, machine.plan.directory, disks)
         devices = await devicestate.write(monitor)
-        await to_thread_end(copy.finish)
+        if runs:
+            await to_thread_end(copy.finish)
     finally:
         if runs:
             await machine.resume()

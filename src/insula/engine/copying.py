@@ -29,6 +29,7 @@ _ENTRY = 8
 _OWN = bytes(1 if state & 0xC0 and not state & 0x20 else 0 for state in range(256))
 _RUN, _GAP = re.compile(rb"\x01+"), re.compile(rb"\x00+")
 _MOST_PIECES = 1024  # of one request (IOV_MAX, <limits.h>)
+_LONGEST = 256  # pages of a piece: so no request is for more than the kernel does at once (2 GiB, read(2))
 
 
 class _Piece(ctypes.Structure):
@@ -120,7 +121,11 @@ class MemoryCopy:
         return entries[_ENTRY - 1 :: _ENTRY].translate(_OWN)
 
     def _copy(self, own: bytes) -> None:
-        runs = [(run.start() * _PAGE_SIZE, len(run[0]) * _PAGE_SIZE) for run in _RUN.finditer(own)]
+        runs = [
+            (at * _PAGE_SIZE, (min(at + _LONGEST, run.end()) - at) * _PAGE_SIZE)
+            for run in _RUN.finditer(own)
+            for at in range(run.start(), run.end(), _LONGEST)
+        ]
         for first in range(0, len(runs), _MOST_PIECES):
             some = runs[first : first + _MOST_PIECES]
             pieces = _Piece * len(some)
@@ -135,8 +140,12 @@ class MemoryCopy:
 
 
 def _copy_file(source: int, target: int, start: int, end: int) -> None:
+    os.lseek(target, start, os.SEEK_SET)
     while start < end:
-        start += os.copy_file_range(source, target, end - start, start, start)
+        sent = os.sendfile(target, source, start, end - start)
+        if sent == 0:
+            raise OSError("The memory of a template is shorter than it was.")
+        start += sent
 
 
 def _data(descriptor: int) -> Iterator[tuple[int, int]]:

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from insula.engine import frozen
+from insula.engine import copying, frozen
 from insula.engine.copying import MemoryCopy
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -45,6 +45,14 @@ def write(mapped: mmap.mmap, pages: set[int], content: bytes) -> None:
         mapped[page * PAGE : (page + 1) * PAGE] = content * PAGE
 
 
+@pytest.fixture(autouse=True)
+def _small_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a few pages take several, as a machine's do."""
+    monkeypatch.setattr(copying, "_LONGEST", 3)
+    monkeypatch.setattr(copying, "_MOST_PIECES", 4)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(base=st.none() | numbers, before=numbers, between=numbers, read=numbers, given_back=numbers)
 def test_a_copy_is_what_was_there_when_it_stood(
     base: set[int] | None, before: set[int], between: set[int], read: set[int], given_back: set[int]
