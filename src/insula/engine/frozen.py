@@ -147,8 +147,11 @@ def open_state(directory: Path) -> int | None:
 
 def _find_state(pid: int) -> Path | None:
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        if str(path.readlink()).startswith(f"/memfd:{_STATE_NAME}"):
-            return path
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # closed just now, as its supervisor's are when it begins
+            if str(path.readlink()).startswith(f"/memfd:{_STATE_NAME}"):
+                return path
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mmap
 import os
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -129,6 +130,19 @@ async def test_a_state_is_kept_beside_memory_that_is_somebody_elses(tmp_path: Pa
     assert frozen.held_bytes(tmp_path) == os.sysconf("SC_PAGE_SIZE")
     await frozen.release(tmp_path)
     assert frozen.open_state(tmp_path) is None
+
+
+def test_a_state_is_found_while_its_keeper_opens_and_closes_other_files() -> None:
+    state = frozen.create_state([b"state"])
+    busy = "while :; do exec 3</dev/null 4</dev/null 3<&- 4<&-; done"
+    keeper = subprocess.Popen(["sh", "-c", busy], pass_fds=[state])
+    try:
+        for _ in range(500):
+            assert frozen._find_state(keeper.pid) is not None
+    finally:
+        keeper.kill()
+        keeper.wait()
+        os.close(state)
 
 
 def mapped_pages() -> int:
