@@ -36,7 +36,7 @@ def measure_pause(bed: Bed, runs: int) -> Iterator[Figure]:
         "recipe saves the same, by hand (a background snapshot to memory)"
     )
     yield Figure("pause", what, "s", booted, by_hand, (Bound("times", 1.3),))
-    what = "the same of a machine that is a fork itself, and must map all of its memory first"
+    what = "the same of a machine that is a fork itself"
     yield Figure("pause of a fork", what, "s", forked, by_hand_again, (Bound("times", 1.3),))
     what = "what Insula says of it: from the request to stand to that to go on"
     yield Figure("pause, as told", what, "s", stood)
