@@ -28,7 +28,8 @@ from insula.kit.clock import monotonic
 from insula.kit.paths import DEVICE_STATE
 
 # Bytes that a machine may have written to be captured so: 25 ms of standing here; the other way takes 30.
-# To find them among all its memory takes the time of copying the 64th part of it.
+# Pages that lie far from each other count for more. To find them among all its memory takes the time of
+# copying the 64th part of it.
 _MOST_OWN = 96 * 2**20
 _LOOKING = 64
 _LOADING = 2  # a page that a fork loads costs as much as two that are copied for all of them
@@ -99,7 +100,7 @@ async def _hold_difference(directory: Path, copy: MemoryCopy, pieces: Iterable[b
 
 
 def _is_much(machine: QemuInstance, copy: MemoryCopy) -> bool:
-    return copy.own_bytes() + machine.plan.memory_bytes // _LOOKING > _MOST_OWN
+    return copy.standing_bytes() + machine.plan.memory_bytes // _LOOKING > _MOST_OWN
 
 
 async def _begin(machine: QemuInstance) -> tuple[MemoryCopy, bytes] | None:

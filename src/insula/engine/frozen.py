@@ -147,9 +147,8 @@ def open_state(directory: Path) -> int | None:
 
 def _find_state(pid: int) -> Path | None:
     for path in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # closed just now, as its supervisor's are when it begins
+        # Its supervisor's own are closed as it begins, perhaps just now.
+        with contextlib.suppress(FileNotFoundError):
             if str(path.readlink()).startswith(f"/memfd:{_STATE_NAME}"):
                 return path
     return None

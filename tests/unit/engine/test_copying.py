@@ -95,6 +95,19 @@ def test_what_was_never_used_takes_no_room_in_the_copy() -> None:
             copy.close()
 
 
+def test_scattered_pages_count_for_more_than_as_many_in_a_row() -> None:
+    needed = []
+    for pages in (set(range(0, 20)), set(range(0, 40, 2))):
+        with memory(None) as (mapped, _):
+            write(mapped, pages, b"w")
+            copy = MemoryCopy(os.getpid(), address(mapped), SIZE, None)
+            assert copy.own_bytes() == 20 * PAGE
+            needed.append(copy.standing_bytes())
+            copy.close()
+    assert needed[0] < 22 * PAGE
+    assert needed[1] > 50 * PAGE
+
+
 def test_a_process_that_has_ended_is_told() -> None:
     pid = os.fork()
     if pid == 0:
