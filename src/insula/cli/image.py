@@ -116,7 +116,7 @@ def _render(image: ImageInfo) -> str:
             "disk",
             f"{disk['file']}, {format_size(disk['virtual_size_bytes'])} {disk['format']}" if disk else "",
         ),
-        ("boots", ", ".join(image["boots"])),
+        ("boots", ", ".join(image["boots"]) + ("; by UEFI" if defaults["firmware"] == "uefi" else "")),
         ("agents", ", ".join(image["agents"])),
         ("cloud-init", "yes" if image["cloud_init"] else "no"),
         ("user", image["default_user"]),

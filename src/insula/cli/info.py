@@ -51,7 +51,7 @@ def _render(info: MachineInfo) -> str:
         ("created", ago(info["created"])),
         ("cpus", str(info["cpus"])),
         ("memory", format_size(info["memory_bytes"])),
-        ("boot", info["boot"]),
+        ("boot", info["boot"] + (", by UEFI" if info["firmware"] == "uefi" else "")),
         ("accelerator", _accelerator(info)),
         ("process", f"{info['pid']}" if info["pid"] else ""),
         ("engine", info["engine_version"]),

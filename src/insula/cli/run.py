@@ -69,6 +69,7 @@ def _add_machine_options(p: Parser) -> None:
     p.option("--memory", "-m", metavar="SIZE", convert=size, help="memory, such as 512MiB or 1GiB")
     p.option("--disk-size", metavar="SIZE", convert=size, help="size of its disk, at least the image's")
     p.option("--boot", choices=("direct", "disk", "cdrom"), help="from a kernel file, or by a loader")
+    p.option("--firmware", choices=("bios", "uefi"), help="what it boots by (default: the image's)")
     p.option("--accelerator", choices=("auto", "kvm", "tcg"), help="default: what works here")
     p.option("--cpu-model", metavar="MODEL", help="processor model, such as max or qemu64")
     p.option("--agent", choices=("insula", "qemu", "none"), help="which guest agent to talk to")
@@ -162,6 +163,7 @@ def _spec(options: Options, *, removed_by_itself: bool) -> dict[str, Any]:
         memory=options.memory,
         disk_size=options.disk_size,
         boot=options.boot,
+        firmware=options.firmware,
         accelerator=options.accelerator,
         cpu_model=options.cpu_model,
         agent=options.agent,

@@ -75,6 +75,7 @@ def import_file(argv: list[str]) -> int:
     parser.option("--agent", choices=("qemu", "none"), help="the guest agent on it (default: none)")
     parser.flag("--cloud-init", help="cloud-init is on it, so that users and keys can be set")
     parser.option("--memory", metavar="SIZE", convert=size, help="for a machine of it (default: 1GiB)")
+    parser.option("--firmware", choices=("bios", "uefi"), help="what it boots by (default: bios)")
     parser.flag("--replace", help="in the place of an image that has the name")
     options = parser.parse(argv)
     client = connect()
@@ -90,6 +91,7 @@ def import_file(argv: list[str]) -> int:
             agent=options.agent,
             cloud_init=options.cloud_init or None,
             memory=options.memory,
+            firmware=options.firmware,
             replace=options.replace or None,
         ),
         quiet=options.quiet,

@@ -69,7 +69,7 @@ class ImagesOfHost:
         self, path: str | os.PathLike[str], name: str, *, progress: Progress | None = None, **fields: Any
     ) -> ImageInfo:
         """Make an image of a disk in a file. fields: format, replace, os, summary, default_user, cloud_init,
-        agent, memory."""
+        agent, memory, firmware."""
         self.submit_import(path, name, **fields).wait(progress)
         return self.image(name)
 

@@ -90,6 +90,7 @@ class MachineInfo(TypedDict):
     run_policy: str
     ephemeral: bool
     boot: str
+    firmware: str
     network: str
     publish: list[PublishInfo]
     volumes: list[AttachedVolumeInfo]
@@ -222,6 +223,7 @@ class CatalogueInfo(TypedDict):
     cloud_init: bool
     agent: str
     memory: int
+    firmware: str
 
 
 class TemplateInfo(TypedDict):

@@ -103,7 +103,7 @@ def _is_much(machine: QemuInstance, copy: MemoryCopy) -> bool:
     return copy.standing_bytes() + machine.plan.memory_bytes // _LOOKING > _MOST_OWN
 
 
-async def _begin(machine: QemuInstance) -> tuple[MemoryCopy, bytes] | None:
+async def _begin(machine: QemuInstance) -> tuple[MemoryCopy, devicestate.Firmware] | None:
     """The copy, and the machine's firmware. None when it cannot be done. Raises EngineLost and OSError."""
     monitor, pid = machine.transfer.monitor, machine.identity.pid
     if (await monitor.execute("query-migrate")).get("blocked-reasons"):

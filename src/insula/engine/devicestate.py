@@ -5,9 +5,10 @@
 
 QEMU writes the devices with a command that was made for Xen, where memory is not QEMU's either. It is part of
 every build for x86, needs no migration to begin or to end, and changes nothing of the machine. It leaves out
-what machine this is of, without which nothing loads it, and the firmware, which a monitor that loads a state
-throws away. Both are put in here, as `migrate` with `x-ignore-shared` would have written them (migration/
-savevm.c and ram.c; the format has not changed since 2.4).
+what machine this is of, without which nothing loads it, and the firmware: a BIOS is thrown away by a monitor
+that loads a state, and flash memory, where a UEFI is, may have been written by the guest. Both are put in
+here, as `migrate` with `x-ignore-shared` would have written them (migration/savevm.c and ram.c; the format
+has not changed since 2.4).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from insula.engine import blocks
 from insula.engine.errors import EngineLost
@@ -33,34 +34,39 @@ _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 _SIZE, _PAGE, _END, _GOES_ON = 0x04, 0x08, 0x10, 0x20  # records of that section
 _PAGE_SIZE = 4096
 
-_FIRMWARE = "pc.bios"
-_TOP = 2**32  # where the firmware ends
-# What the others hold is made anew by each monitor (the tables for the firmware), or is nothing (the room for
-# cards' own firmware, which goes another way).
-_STATIC = re.compile(r"pc\.rom|/rom@\S+")
+# From the top of what 32 bits address downwards: a BIOS, or the code of a UEFI and its variables below it.
+_FIRMWARE = (("pc.bios",), ("system.flash0", "system.flash1"))
+_TOP = 2**32
+# What the others hold is made anew by each monitor (the tables for the firmware, the end of the flash memory
+# as a BIOS would have it), or is nothing (the room for cards' own firmware, which goes another way).
+_STATIC = re.compile(r"isa-bios|pc\.rom|/rom@\S+")
+
+Firmware = Mapping[str, bytes]  # what is in each block of it
 
 
-async def read_firmware(monitor: Monitor, pid: int, memory_bytes: int) -> bytes | None:
+async def read_firmware(monitor: Monitor, pid: int, memory_bytes: int) -> Firmware | None:
     """The machine's firmware, if that and so much memory are all there is beside its devices.
 
     None: a card has memory of its own, as one with a screen has, or it is not told. Raises EngineLost, and
     OSError where this user may not look into the process.
     """
     found = await blocks.sizes(monitor)
-    if found.get(MEMORY) != memory_bytes:
+    beside = {name for name in found if name != MEMORY and not _STATIC.fullmatch(name)}
+    names = next((names for names in _FIRMWARE if beside == set(names)), None)
+    if found.get(MEMORY) != memory_bytes or names is None:
         return None
-    if any(name not in (MEMORY, _FIRMWARE) and not _STATIC.fullmatch(name) for name in found):
-        return None
-    size = found.get(_FIRMWARE, 0)
-    address = await blocks.locate(monitor, _FIRMWARE, _TOP - size) if size else None
-    if address is None:
-        return None
+    firmware, end = {}, _TOP
     memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        firmware = os.pread(memory, size, address)
+        for name in names:
+            end -= found[name]
+            address = await blocks.locate(monitor, name, end)
+            if address is None:
+                return None
+            firmware[name] = os.pread(memory, found[name], address)
     finally:
         os.close(memory)
-    return firmware if len(firmware) == size else None
+    return firmware if all(len(firmware[name]) == found[name] for name in names) else None
 
 
 async def write(monitor: Monitor) -> bytes:
@@ -88,7 +94,7 @@ def require_known(written: bytes) -> None:
 
 
 def compose(
-    written: bytes, machine_type: str, firmware: bytes, memory_bytes: int, pages: Iterable[Page] = ()
+    written: bytes, machine_type: str, firmware: Firmware, memory_bytes: int, pages: Iterable[Page] = ()
 ) -> Iterator[Buffer]:
     """What a fork loads, piece by piece: what `write` returned as `migrate` would have written it.
 
@@ -112,17 +118,22 @@ def _configuration(machine_type: str) -> bytes:
     )
 
 
-def _ram(firmware: bytes, memory_bytes: int, pages: Iterable[Page]) -> Iterator[Buffer]:
+def _ram(firmware: Firmware, memory_bytes: int, pages: Iterable[Page]) -> Iterator[Buffer]:
     """What blocks there are, each with where the guest has it (compared for shared ones); then the pages."""
-    sizes = {MEMORY: memory_bytes, _FIRMWARE: len(firmware)}
+    sizes = {MEMORY: memory_bytes, **{name: len(content) for name, content in firmware.items()}}
     yield _START + _NUMBER + _RAM + _U64.pack(sum(sizes.values()) | _SIZE)
     for block, size in sizes.items():
         yield _text(block) + _U64.pack(size) + _U64.pack(0)
     yield _U64.pack(_END) + _FOOTER + _NUMBER + _LAST + _NUMBER
-    starts = range(0, len(firmware), _PAGE_SIZE)
-    yield from _records(_FIRMWARE, ((at, memoryview(firmware)[at : at + _PAGE_SIZE]) for at in starts))
+    for name, content in firmware.items():
+        yield from _records(name, _pages(content))
     yield from _records(MEMORY, pages)
     yield _U64.pack(_END) + _FOOTER + _NUMBER
+
+
+def _pages(content: bytes) -> Iterator[Page]:
+    for at in range(0, len(content), _PAGE_SIZE):
+        yield at, memoryview(content)[at : at + _PAGE_SIZE]
 
 
 def _records(block: str, pages: Iterable[Page]) -> Iterator[Buffer]:

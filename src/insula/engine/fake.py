@@ -45,6 +45,7 @@ from insula.engine.protocol import (
     Resumed,
     RunState,
     ShuttingDown,
+    Uefi,
 )
 from insula.kit.aio import Cell
 from insula.kit.clock import boot_id
@@ -114,6 +115,7 @@ class World:
         )
     )
     launches: int = 0
+    uefi: Uefi | None = None
 
     def script_of(self, name: str) -> Script:
         return self.scripts.get(name, self.script)
@@ -284,6 +286,9 @@ class FakeEngine:
 
     async def facts(self) -> EngineFacts:
         return self.world.facts
+
+    def find_uefi(self, machine_type: str) -> Uefi | None:
+        return self.world.uefi
 
     def plan(
         self,

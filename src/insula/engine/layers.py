@@ -34,6 +34,7 @@ Execute = Callable[..., Awaitable[Any]]
 Report = Callable[[float], None]
 
 _NODE = re.compile(r"(\.[0-9a-f]{8}|-node)$")
+_FLASH = "/machine/system.flash"
 _LOOK = 0.5  # seconds between looks at how far a merge is; its end is told
 _TABLES = 40 * 2**20  # bytes: at most 32 MiB of L2 tables, and some of refcounts
 
@@ -46,9 +47,14 @@ def disk_of_node(node: str) -> str:
 async def find_top(execute: Execute, disk: str) -> str | None:
     """The node that a disk's device stands on now; None when there is no such disk."""
     for entry in await execute("query-block"):
-        # A scsi disk is told by its id, one on virtio by the path of what is in the device of that id.
-        if f"/{disk}/" in f"/{entry.get('qdev', '')}/" and "inserted" in entry:
-            return str(entry["inserted"]["node-name"])
+        if "inserted" not in entry:
+            continue
+        node = str(entry["inserted"]["node-name"])
+        # A scsi disk is told by its id, one on virtio by the path of what is in the device of that id; flash
+        # memory is the board's, and has none.
+        path = str(entry.get("qdev", ""))
+        if f"/{disk}/" in f"/{path}/" or (path.startswith(_FLASH) and disk_of_node(node) == disk):
+            return node
     return None
 
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from insula.engine.device import Surroundings, escape, option, render_device
-from insula.engine.device.disk import launch_controllers
+from insula.engine.device.disk import flat, launch_controllers, line, node_of
 from insula.engine.errors import AcceleratorUnavailable, UnsupportedDevice
 from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, LaunchPlan, Memory, Saved
 from insula.kit.paths import QMP_SOCKET
 from insula.model.device.agent import AgentPort
 from insula.model.device.base import DeviceBase
 from insula.model.device.cdrom import Cdrom
+from insula.model.device.disk import Disk
 from insula.model.device.serial import Serial
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
@@ -46,6 +47,8 @@ _KVM_CPU = "host"
 # Where the supervisor opens the memory that a machine shares with others, for its monitor to inherit.
 MEMORY_DESCRIPTOR = 8
 MEMORY = "ram"  # what a machine's memory is called, also in its state
+
+_CODE = "firmware"  # the node of a UEFI's code
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
@@ -77,6 +80,7 @@ def render(
         vessel=memory.vessel,
         forked=memory.forked,
         boots_from_cdrom=machine.boot == "cdrom",
+        variables_bytes=files.uefi.variables.size_bytes if files.uefi is not None else 0,
     )
     agent = _only_one(machine, AgentPort)
     _only_one(machine, Cdrom)
@@ -87,6 +91,7 @@ def render(
         _processor(machine, accelerator),
         _memory(machine, memory),
         _boot(files),
+        _code(files),
         ("-chardev", option("socket", id="qmp", path=QMP_SOCKET, server="on", wait="off")),
         ("-mon", "chardev=qmp,mode=control"),
         launch_controllers(machine.devices),
@@ -103,7 +108,7 @@ def render(
         has_console=serial is not None,
         memory_bytes=machine.memory_bytes,
         memory=memory,
-        shape=_shape(machine, facts, accelerator, memory),
+        shape=_shape(machine, files, facts, accelerator, memory),
     )
 
 
@@ -118,15 +123,18 @@ def _only_one(machine: Machine, kind: type[Any]) -> Any:
 
 
 def _shape(
-    machine: Machine, facts: EngineFacts, accelerator: AcceleratorFact, memory: Memory
+    machine: Machine, files: BootFiles, facts: EngineFacts, accelerator: AcceleratorFact, memory: Memory
 ) -> dict[str, str]:
     """A monitor loads a state with another processor without a word, and its guest fails later."""
+    sizes = (files.uefi.code.size_bytes, files.uefi.variables.size_bytes) if files.uefi is not None else ()
+    firmware = {"firmware": f"UEFI of {' and '.join(map(str, sizes))} bytes"} if sizes else {}
     return {
         "machine type": _machine_type(machine, facts, memory),
         "accelerator": accelerator.name,
         "processor": _processor_model(machine, accelerator),
         "number of processors": str(machine.cpus),
         "memory": _size(machine.memory_bytes),
+        **firmware,
     }
 
 
@@ -147,6 +155,7 @@ def _base(machine: Machine, files: BootFiles, facts: EngineFacts, memory: Memory
             "off"  # the firmware then speaks on the serial port: `logs` show why a disk won't boot
         )
     switches["memory-backend"] = MEMORY
+    switches |= _flash(machine, files)
     typed = _machine_type(machine, facts, memory)
     sandbox = ("-sandbox", _SANDBOX) if "sandbox" in facts.features else ()
     return (
@@ -206,6 +215,29 @@ def _boot(files: BootFiles) -> tuple[str, ...]:
     initrd = ("-initrd", str(files.initrd)) if files.initrd is not None else ()
     arguments = ("-append", files.arguments) if files.arguments else ()
     return ("-kernel", str(files.kernel), *initrd, *arguments)
+
+
+def _code(files: BootFiles) -> tuple[str, ...]:
+    """The code of its UEFI; a monitor without one takes the BIOS that it knows by itself."""
+    if files.uefi is None:
+        return ()
+    file = {"driver": "file", "filename": files.uefi.code.path}
+    code = {"driver": "raw", "node-name": _CODE, "read-only": True, "file": file}
+    return ("-blockdev", line(flat(code)))
+
+
+def _flash(machine: Machine, files: BootFiles) -> dict[str, object]:
+    """What is in the board's flash memory: the code at its end, the variables below. Raises
+    UnsupportedDevice."""
+    variables = [disk for disk in machine.devices if isinstance(disk, Disk) and disk.bus == "flash"]
+    if files.uefi is None and not variables:
+        return {}
+    if files.uefi is None or len(variables) != 1:
+        raise UnsupportedDevice(
+            f"Machine '{machine.name}' has {len(variables)} disks in flash memory; a machine that boots by "
+            "UEFI has one, any other none."
+        )
+    return {"pflash0": _CODE, "pflash1": node_of(variables[0].id)}
 
 
 def launched_ids(plan: LaunchPlan) -> frozenset[str]:

@@ -40,12 +40,32 @@ class EngineFacts:
 
 
 @dataclass(frozen=True)
+class FirmwareFile:
+    """What fills a part of a board's flash memory, to the byte."""
+
+    path: Path
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Uefi:
+    """A UEFI of this host. code: never written. variables: what those of a new machine begin as."""
+
+    code: FirmwareFile
+    variables: FirmwareFile
+
+
+@dataclass(frozen=True)
 class BootFiles:
-    """Files for direct kernel boot (all None: the machine boots from its disk)."""
+    """Files for direct kernel boot (all None: the machine boots from its disk).
+
+    uefi: what it boots by; None: by the BIOS that the engine brings along.
+    """
 
     kernel: Path | None = None
     initrd: Path | None = None
     arguments: str = ""
+    uefi: Uefi | None = None
 
 
 @dataclass(frozen=True)
@@ -321,6 +341,9 @@ class Engine(Protocol):
 
     async def facts(self) -> EngineFacts:
         """Probed by running, cached per boot of the host. Raises EngineMissing."""
+
+    def find_uefi(self, machine_type: str) -> Uefi | None:
+        """The UEFI of this host for machines of that type; None: there is none."""
 
     def plan(
         self,

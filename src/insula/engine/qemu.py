@@ -20,6 +20,7 @@ from insula.engine.errors import (
     MachineDirectoryBusy,
     TemplateGone,
 )
+from insula.engine.firmware import find_uefi
 from insula.engine.inotify import CREATED, Watch, watching
 from insula.engine.instance import QemuInstance
 from insula.engine.plan import choose_accelerator, launched_ids, plan_from_json, plan_to_json, render
@@ -33,6 +34,7 @@ from insula.engine.protocol import (
     Instance,
     LaunchPlan,
     Memory,
+    Uefi,
 )
 from insula.engine.qmp import Monitor
 from insula.kit.aio import cancel_and_wait
@@ -75,6 +77,9 @@ class QemuEngine:
             if self._facts is None:
                 self._facts = await load_facts(self._find_binary(), self._host_facts)
             return self._facts
+
+    def find_uefi(self, machine_type: str) -> Uefi | None:
+        return find_uefi(machine_type)
 
     def _find_binary(self) -> Path:
         if self._binary is not None:

@@ -33,6 +33,7 @@ SERIAL_SOCKET = "serial.sock"
 SERIAL_LOG = "serial.log"
 QEMU_STDERR = "qemu.stderr"
 SEED_ISO = "seed.iso"
+UEFI_VARIABLES = "uefi-vars.qcow2"  # what the firmware of a machine with UEFI remembers
 DEVICE_STATE = "device.state"  # of a frozen machine: its processors and devices, without memory
 LATE_KERNEL = "late.kernel"  # boot files of a fork, for the case that its guest reboots
 LATE_INITRD = "late.initrd"

@@ -9,7 +9,10 @@ from insula.model.observation import AcceleratorFact
 
 
 class HostFacts(Value):
-    """cpus: logical processors. memory_bytes: of the host. accelerator: what 'auto' means here."""
+    """cpus: logical processors. memory_bytes: of the host. accelerator: what 'auto' means here.
+
+    uefi: the machine types for which this host has a UEFI.
+    """
 
     cpus: int
     memory_bytes: int
@@ -17,6 +20,7 @@ class HostFacts(Value):
     accelerator: AcceleratorFact
     kvm_refused: str = ""
     engine_version: str = ""
+    uefi: tuple[str, ...] = ()
 
 
 class Finding(Value):

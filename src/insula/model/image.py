@@ -12,6 +12,9 @@ from insula.model.device.nic import NetworkMode
 
 BootMode = Literal["direct", "disk"]
 AgentProtocol = Literal["insula", "qemu"]
+Firmware = Literal["bios", "uefi"]
+MachineType = Literal["pc", "q35"]
+MACHINE_TYPES: tuple[MachineType, ...] = ("pc", "q35")
 
 
 class ImageDefaults(Value):
@@ -21,7 +24,8 @@ class ImageDefaults(Value):
     memory_bytes: Size = 512 * 2**20
     network: NetworkMode = NetworkMode.NONE
     boot: BootMode = "direct"
-    machine_type: Literal["pc", "q35"] = "pc"
+    firmware: Firmware = "bios"
+    machine_type: MachineType = "pc"
     agent: AgentProtocol | None = "insula"
     rng: bool = False
     serial: bool = True
@@ -77,7 +81,7 @@ class ImageProperties(Value):
     catalogue.
 
     cloud_init: whether it is inside, so that users and keys can be set. agent: the guest agent inside.
-    memory: what a machine gets when nothing is said.
+    memory, firmware: what a machine gets when nothing is said.
     """
 
     summary: str = Field(default="", max_length=200)
@@ -86,6 +90,7 @@ class ImageProperties(Value):
     cloud_init: bool = False
     agent: Literal["qemu", "none"] = "none"
     memory: Size = Field(default=2**30, ge=64 * 2**20)
+    firmware: Firmware = "bios"
 
 
 class ImportSpec(ImageProperties):

@@ -18,11 +18,11 @@ from insula.model.cloudinit import CloudInit
 from insula.model.device import Device
 from insula.model.device.agent import AgentPort
 from insula.model.device.cdrom import Cdrom, CdromText
-from insula.model.device.disk import Disk
+from insula.model.device.disk import Disk, variables_disk
 from insula.model.device.nic import NetworkMode, Nic, PublishText
 from insula.model.device.rng import Rng
 from insula.model.device.serial import Serial
-from insula.model.image import BootMode, Image, ImageRef
+from insula.model.image import BootMode, Firmware, Image, ImageRef, MachineType
 from insula.model.volume import VolumeMountText
 
 LOWEST_MEMORY = 32 * 2**20  # below this no kernel we know gets as far as a message
@@ -68,9 +68,9 @@ class TooLittleMemory(Invalid):
 class MachineSpec(Value):
     """A machine as a user writes it; everything but the image may be left out.
 
-    memory: bytes, or text such as '1GiB'. boot: 'cdrom' is from the medium in its drive. volumes: 'data',
-    'data:ro', 'data:scsi'. cdrom: a drive, with an image in it ('tools', 'tools:scsi') or without ('none').
-    ephemeral: removed by itself once it has ended.
+    memory: bytes, or text such as '1GiB'. boot: 'cdrom' is from the medium in its drive. firmware: what it
+    boots by. volumes: 'data', 'data:ro', 'data:scsi'. cdrom: a drive, with an image in it ('tools',
+    'tools:scsi') or without ('none'). ephemeral: removed by itself once it has ended.
     """
 
     image: Name
@@ -79,6 +79,7 @@ class MachineSpec(Value):
     memory: Size | None = Field(default=None, ge=LOWEST_MEMORY)
     disk_size: Size | None = None
     boot: MachineBoot | None = None
+    firmware: Firmware | None = None
     accelerator: AcceleratorChoice = "auto"
     cpu_model: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+,=-]{0,200}$")
     agent: Literal["insula", "qemu", "none"] | None = None
@@ -112,7 +113,8 @@ class Machine(Document):
     cpus: int
     memory_bytes: int
     boot: MachineBoot
-    machine_type: Literal["pc", "q35"]
+    firmware: Firmware = "bios"
+    machine_type: MachineType
     accelerator: AcceleratorChoice = "auto"
     cpu_model: str | None = None
     devices: tuple[Device, ...] = ()
@@ -195,6 +197,7 @@ def resolve(
         cpus=spec.cpus or defaults.cpus,
         memory_bytes=memory,
         boot=boot,
+        firmware=spec.firmware or defaults.firmware,
         machine_type=defaults.machine_type,
         accelerator=spec.accelerator,
         cpu_model=spec.cpu_model,
@@ -221,6 +224,8 @@ def _resolve_devices(spec: MachineSpec, image: Image, uid: str) -> tuple[Device,
         raise UnsupportedByImage(f"Image '{image.name}' has no disk.", hint="Leave out --disk-size.")
     if image.cloud_init:
         devices.append(Disk(id="seed", source="seed", file=SEED_ISO, format="raw", read_only=True))
+    if (spec.firmware or image.defaults.firmware) == "uefi":
+        devices.append(variables_disk())
     network = spec.network or image.defaults.network
     if spec.publish and network is NetworkMode.NONE:
         if spec.network is NetworkMode.NONE:

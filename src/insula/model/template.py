@@ -15,6 +15,7 @@ from insula.model.cloudinit import CloudInit
 from insula.model.device import Device
 from insula.model.device.agent import AgentPort
 from insula.model.device.cdrom import Cdrom
+from insula.model.device.disk import MADE_WITH_MACHINE, Disk
 from insula.model.device.nic import Nic
 from insula.model.image import ImageRef
 from insula.model.machine import Machine, Power, RunPolicy, mac_address
@@ -65,10 +66,9 @@ _COPIED = ("volume", "copy")  # disks that a machine's forks get a copy of; one 
 
 
 def _is_forkable(device: Device) -> bool:
-    return device.device in ("serial", "agent", "rng", "nic", "cdrom") or getattr(device, "source", "") in (
-        "image",
-        "seed",
-    )
+    if isinstance(device, Disk):
+        return device.source == "seed" or device.source in MADE_WITH_MACHINE
+    return device.device in ("serial", "agent", "rng", "nic", "cdrom")
 
 
 def as_template(machine: Machine) -> Machine:

@@ -16,6 +16,7 @@ from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation, Progress
 from insula.node.disks import place_disk
+from insula.node.firmware import find_uefi
 from insula.node.journal import OperationJournal
 from insula.node.media import place_medium
 from insula.node.observer import Observer
@@ -137,15 +138,18 @@ class MachineContext:
         return Image.model_validate_json((directory / MANIFEST).read_bytes()), directory
 
     def boot_files(self, hostname: str | None = None) -> BootFiles:
-        """The image's files for direct kernel boot; empty when the machine boots from its disk.
+        """The machine's firmware, and the image's files for direct kernel boot if it does not boot from its
+        disk.
 
-        hostname: what the guest is to call itself, if not as the machine's document says.
+        hostname: what the guest is to call itself, if not as the machine's document says. Raises
+        FirmwareMissing.
         """
+        uefi = find_uefi(self.rooms.engine, self.machine)
         if self.machine.boot != "direct":
-            return BootFiles()
+            return BootFiles(uefi=uefi)
         image, directory = self.image()
         if image.kernel is None:
-            return BootFiles()
+            return BootFiles(uefi=uefi)
         initrd = None if image.kernel.initrd is None else directory / image.kernel.initrd
         arguments = image.kernel.arguments.replace("{hostname}", hostname or self.hostname)
-        return BootFiles(directory / image.kernel.file, initrd, arguments)
+        return BootFiles(directory / image.kernel.file, initrd, arguments, uefi)

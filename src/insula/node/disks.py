@@ -10,7 +10,7 @@ from pathlib import Path
 
 from insula.kit.paths import Home
 from insula.model.cloudinit import CloudInit
-from insula.model.device.disk import Disk
+from insula.model.device.disk import MADE_WITH_MACHINE, Disk
 from insula.model.image import Image
 from insula.model.machine import Machine
 from insula.storage.merging import Stand, stand_of
@@ -19,6 +19,12 @@ from insula.storage.merging import Stand, stand_of
 def disks_of(machine: Machine, source: str) -> list[Disk]:
     """The machine's disks of that source."""
     return [device for device in machine.devices if isinstance(device, Disk) and device.source == source]
+
+
+def made_with(machine: Machine) -> list[Disk]:
+    """The machine's disks that it alone writes, and that a template has too."""
+    found = [device for device in machine.devices if isinstance(device, Disk)]
+    return [disk for disk in found if disk.source in MADE_WITH_MACHINE]
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def template_layers(machine: Machine, key: str) -> dict[str, str]:
     """The frozen layers of a template's disks: id of the disk -> name."""
     from insula.storage.chain import layer_name
 
-    return {disk.id: layer_name(disk.file, key) for disk in disks_of(machine, "image")}
+    return {disk.id: layer_name(disk.file, key) for disk in made_with(machine)}
 
 
 async def make_forks(
@@ -104,7 +110,7 @@ async def make_forks(
     """
     from insula.storage.chain import fork
 
-    for disk in (*disks_of(machine, "image"), *disks_of(machine, "copy")):
+    for disk in (*made_with(machine), *disks_of(machine, "copy")):
         target, layer = directory / disk.file, source / layers[disk.id]
         target.parent.mkdir(mode=0o700, exist_ok=True)
         await fork(layer.parent, target.parent, target.name, layer.name)

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from insula.engine.firmware import find_uefi
 from insula.engine.protocol import EngineFacts
 from insula.kit.errors import InsulaError
 from insula.kit.paths import Home
@@ -85,6 +86,11 @@ class Sight:
             return False
         return True
 
+    def uefi(self) -> str:
+        """Where the code of the UEFI for machines is, '' when there is none."""
+        found = find_uefi("pc")
+        return "" if found is None else str(found.code.path)
+
     async def static_libc(self) -> bool:
         """Whether the compiler finds the C library for static linking; the guest agent is linked so."""
         try:
@@ -107,6 +113,7 @@ async def examine(home: Home, engine: EngineFacts | InsulaError, sight: Sight | 
         _examine_accelerator(engine),
         _examine_program(sight, "qemu-img", "disks can be made and read", "No machine with a disk"),
         _examine_program(sight, "setpriv", "programs end with the daemon", "No program can be called"),
+        _examine_uefi(sight),
         *_examine_image_tools(sight),
         _examine_guest_agent(sight, static_libc),
         *_examine_kernel(sight),
@@ -184,6 +191,18 @@ def _examine_program(sight: Sight, program: str, works: str, without: str) -> Fi
         state="missing",
         detail=f"{without} without it.",
         mend=_install(sight, PACKAGES.get(program, program)),
+    )
+
+
+def _examine_uefi(sight: Sight) -> Finding:
+    where = sight.uefi()
+    if where:
+        return Finding(name="uefi", state="ok", detail=where)
+    return Finding(
+        name="uefi",
+        state="limited",
+        detail="Machines boot by BIOS only: no UEFI is installed.",
+        mend=_install(sight, "ovmf"),
     )
 
 

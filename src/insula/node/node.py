@@ -16,6 +16,7 @@ from insula.kit.aio import Crew
 from insula.kit.clock import utc_now
 from insula.kit.errors import Conflict, InsulaError
 from insula.model.host import Finding, HostFacts
+from insula.model.image import MACHINE_TYPES
 from insula.model.machine import Machine
 from insula.model.observation import Observation, Phase
 from insula.model.operation import Operation
@@ -143,6 +144,7 @@ class Node:
             accelerator=facts.auto,
             kvm_refused=facts.kvm_refused,
             engine_version=facts.version,
+            uefi=tuple(kind for kind in MACHINE_TYPES if self.rooms.engine.find_uefi(kind) is not None),
         )
 
     async def examine_host(self) -> list[Finding]:

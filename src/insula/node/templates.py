@@ -31,7 +31,8 @@ from insula.kit.units import BadUnit, format_size, parse_size
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
 from insula.model.template import NAME, Template, TemplateView, as_template, why_not_forked
-from insula.node.disks import disks_of, make_overlays, make_seeds
+from insula.node.disks import made_with, make_overlays, make_seeds
+from insula.node.firmware import make_variables
 from insula.node.media import medium_of, place_medium
 from insula.storage import late_boot
 from insula.storage.chain import name_top
@@ -207,8 +208,9 @@ class Templates:
         try:
             directory.mkdir(parents=True, mode=0o700)
             await asyncio.to_thread(self._images.hold, common.digests, directory)
-            await self._furnish(common, directory)
-            if files.kernel is not None and files.initrd is not None:
+            await self._furnish(common, files, directory)
+            # A UEFI starts a kernel by another entry than that of the words which stand for it there.
+            if files.kernel is not None and files.initrd is not None and files.uefi is None:
                 await asyncio.to_thread(
                     late_boot.make, files.kernel, files.initrd, directory, common.memory_bytes
                 )
@@ -218,7 +220,7 @@ class Templates:
             await instance.resume()
             await self._bring_to_rest(instance, report)
             await self._engine.freeze(instance)
-            for disk in disks_of(common, "image"):
+            for disk in made_with(common):
                 name_top(directory, disk.file, key)
             template = Template(
                 key=key,
@@ -235,12 +237,13 @@ class Templates:
             await asyncio.shield(self._clear(key))
             raise
 
-    async def _furnish(self, common: Machine, directory: Path) -> None:
+    async def _furnish(self, common: Machine, files: BootFiles, directory: Path) -> None:
         from insula.model.image import Image
 
         blob = self._images.blob(common.image.digest)
         image = Image.model_validate_json((blob / MANIFEST).read_bytes())
         await make_overlays(common, image, blob, directory)
+        await make_variables(common, files.uefi, directory)
         await make_seeds(common, image, NAME, directory)
 
     async def _bring_to_rest(self, instance: Instance, report: Report) -> None:

@@ -20,8 +20,17 @@ class AcceleratorRefused(Unavailable):
     code = "accelerator-refused"
 
 
+class FirmwareMissing(Unavailable):
+    """This host has no firmware of the kind that the machine is to boot with."""
+
+    code = "firmware-missing"
+
+
 def admit(machine: Machine, host: HostFacts) -> None:
-    """Return if the host can take the machine. Raises MemoryExceedsHost, AcceleratorRefused."""
+    """Return if the host can take the machine.
+
+    Raises MemoryExceedsHost, AcceleratorRefused and FirmwareMissing.
+    """
     if machine.memory_bytes > host.memory_bytes:
         raise MemoryExceedsHost(
             f"Machine '{machine.name}' asks for {format_size(machine.memory_bytes)} of memory; this host has "
@@ -33,3 +42,14 @@ def admit(machine: Machine, host: HostFacts) -> None:
             f"Machine '{machine.name}' asks for KVM, which does not work here: {host.kvm_refused}",
             hint="Leave out --accelerator, or see what is missing: insula doctor",
         )
+    if machine.firmware == "uefi" and machine.machine_type not in host.uefi:
+        raise no_uefi(machine)
+
+
+def no_uefi(machine: Machine) -> FirmwareMissing:
+    """What to raise where there is no UEFI for the machine."""
+    return FirmwareMissing(
+        f"Machine '{machine.name}' is to boot by UEFI, and this host has none for machines of type "
+        f"'{machine.machine_type}'.",
+        hint="Install it: sudo apt-get install ovmf",
+    )

@@ -15,6 +15,7 @@ from insula.model.device import DeviceBase
 from insula.model.device.cdrom import Cdrom, CdromBus
 from insula.model.device.disk import Bus, Disk
 from insula.model.device.nic import NetworkMode, Nic, Publish
+from insula.model.image import Firmware
 from insula.model.machine import MachineBoot, Power, RunPolicy
 from insula.model.observation import AcceleratorFact, AgentState, ExitEvidence, Phase
 from insula.model.operation import Operation
@@ -64,6 +65,7 @@ class MachineView(Value):
     run_policy: RunPolicy
     ephemeral: bool
     boot: MachineBoot
+    firmware: Firmware
     network: NetworkMode
     publish: tuple[Publish, ...]
     volumes: tuple[AttachedVolumeView, ...]
@@ -99,6 +101,7 @@ def view_machine(state: MachineState, home: Home) -> MachineView:
         run_policy=document.run_policy,
         ephemeral=document.ephemeral,
         boot=document.boot,
+        firmware=document.firmware,
         network=nic.mode if nic is not None else NetworkMode.NONE,
         publish=nic.publish if nic is not None else (),
         volumes=tuple(_attached_volumes(document.devices)),
@@ -114,7 +117,7 @@ def view_machine(state: MachineState, home: Home) -> MachineView:
 
 def _attached_volumes(devices: Iterable[DeviceBase]) -> Iterable[AttachedVolumeView]:
     for device in devices:
-        if isinstance(device, Disk) and device.volume is not None:
+        if isinstance(device, Disk) and device.volume is not None and device.bus != "flash":
             yield AttachedVolumeView.model_construct(
                 name=device.volume.name, read_only=device.read_only, bus=device.bus, serial=device.serial
             )

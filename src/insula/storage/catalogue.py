@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from insula.kit.errors import nearest
 from insula.model.base import Name, Size, Value, bad_document
-from insula.model.image import ImageProperties
+from insula.model.image import Firmware, ImageProperties
 from insula.storage.errors import BadCatalogue, NotInCatalogue
 
 SHIPPED = Path(__file__).with_name("catalogue.json")
@@ -51,6 +51,7 @@ class CatalogueEntry(Value):
     cloud_init: bool = True
     agent: Literal["qemu", "none"] = "none"
     memory: Size = 2**30
+    firmware: Firmware = "bios"
 
     @field_validator("url", "checksum_url")
     @classmethod
@@ -86,6 +87,7 @@ class CatalogueEntry(Value):
             cloud_init=self.cloud_init,
             agent=self.agent,
             memory=self.memory,
+            firmware=self.firmware,
         )
 
 

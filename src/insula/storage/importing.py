@@ -84,7 +84,12 @@ def _describe(
         "cloud_init": properties.cloud_init,
         "default_user": properties.default_user,
         "defaults": ImageDefaults(
-            memory_bytes=properties.memory, network=NetworkMode.NONE, boot="disk", agent=agent, rng=True
+            memory_bytes=properties.memory,
+            network=NetworkMode.NONE,
+            boot="disk",
+            firmware=properties.firmware,
+            agent=agent,
+            rng=True,
         ),
         "origin": origin,
     }

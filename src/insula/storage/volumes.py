@@ -80,6 +80,26 @@ async def create_empty(path: Path, size: int, name: str) -> None:
         raise
 
 
+async def copy_raw(source: Path, path: Path) -> None:
+    """Make a disk of a raw file of this host's own, such as a firmware's; one that is there is whole, and
+    kept. Raises DiskFull, CommandFailed; nothing is left behind."""
+    if path.exists():
+        return
+    what = f"the disk '{path.name}'"
+    needed = source.stat().st_size + OVERLAY_BYTES
+    require_space(path, needed, what)
+    new = _beside(path)
+    argv = ["qemu-img", "convert", "-q", "-t", "writeback", "-f", "raw", "-O", "qcow2", str(source), str(new)]
+    try:
+        await run(argv, env={**os.environ, **_ENVIRONMENT})
+        _publish(new, path)
+    except BaseException as error:
+        new.unlink(missing_ok=True)
+        if says_full(error):
+            raise disk_full(path, needed, what) from error
+        raise
+
+
 async def copy_whole(source: Path, path: Path, name: str, report: Report) -> None:
     """Make an independent, sparse copy of a disk that nobody writes meanwhile; one that is there is kept.
 

@@ -230,6 +230,7 @@ def machine(name: str = "web", **fields: Any) -> dict[str, Any]:
         "run_policy": "keep",
         "ephemeral": False,
         "boot": "direct",
+        "firmware": "bios",
         "network": "user",
         "publish": [{"host_address": "127.0.0.1", "host_port": 2222, "guest_port": 22, "protocol": "tcp"}],
         "volumes": [],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from typing import Any
 
 import pytest
@@ -66,11 +68,49 @@ async def test_a_machine_with_memory_beside_memory_is_not_for_this(told: str) ->
     assert await devicestate.read_firmware(monitor, 1, 2**29) is None  # type: ignore[arg-type]
 
 
+class Flash(Monitor):
+    """One of a machine with a UEFI, whose process is this one. content: of its flash memory."""
+
+    def __init__(self, content: dict[str, bytes]) -> None:
+        told = "".join(
+            f"  {name}  4 KiB  0x0000000020000000 0x{len(data):016x} 0x{len(data):016x}\n"
+            for name, data in content.items()
+        )
+        told += "  ram  4 KiB  0x0000000000000000 0x0000000020000000 0x0000000020000000\n"
+        told += "  isa-bios  4 KiB  0x0000000020000000 0x0000000000020000 0x0000000000020000\n"
+        super().__init__(x_query_ramblock={"human-readable-text": told})
+        self.kept = {name: ctypes.create_string_buffer(data, len(data)) for name, data in content.items()}
+
+    async def execute(self, command: str, **arguments: Any) -> Any:
+        if command != "human-monitor-command":
+            return await super().execute(command, **arguments)
+        asked, end = int(arguments["command_line"].split()[1], 16), 2**32
+        for name, data in self.kept.items():
+            end -= len(data)
+            if asked == end:
+                at = ctypes.addressof(data)
+                return f"Host virtual address for {asked:#x} ({name}) is {at:#x}\r\n"
+        return "Memory at address is not RAM\r\n"
+
+
+async def test_of_a_uefi_the_code_and_its_variables_below_are_carried() -> None:
+    content = {"system.flash0": bytes([5]) * 8192, "system.flash1": b"vars" * 1024}
+    firmware = await devicestate.read_firmware(Flash(content), os.getpid(), 2**29)  # type: ignore[arg-type]
+    assert firmware == content
+    assert firmware is not None
+    state = b"".join(devicestate.compose(b"QEVM\0\0\0\x03\0", "pc-i440fx-7.2", firmware, 2**29))
+    assert b"\x0dsystem.flash1" + content["system.flash1"] in state
+
+
+async def test_half_a_uefi_is_none() -> None:
+    assert await devicestate.read_firmware(Flash({"system.flash0": bytes(4096)}), os.getpid(), 2**29) is None  # type: ignore[arg-type]
+
+
 def test_what_is_loaded_has_the_machine_the_firmware_the_pages_and_the_devices() -> None:
     firmware = bytes([1]) * 4096 + bytes([2]) * 4096
     pages = [(0x5000, memoryview(bytes([3]) * 4096)), (0x1F000, memoryview(bytes([4]) * 4096))]
     written = b"QEVM\0\0\0\x03\x04devices\0"
-    state = b"".join(devicestate.compose(written, "pc-i440fx-7.2", firmware, 2**20, pages))
+    state = b"".join(devicestate.compose(written, "pc-i440fx-7.2", {"pc.bios": firmware}, 2**20, pages))
     end = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x01"
     expected = [
         b"QEVM\0\0\0\x03",

@@ -18,8 +18,17 @@ import pytest
 from insula.engine.device import rendered_kinds
 from insula.engine.errors import AcceleratorUnavailable, UnsupportedDevice
 from insula.engine.plan import choose_accelerator, plan_from_json, plan_to_json, render
-from insula.engine.protocol import OWN_MEMORY, BootFiles, EngineFacts, LaunchPlan, Memory
+from insula.engine.protocol import (
+    OWN_MEMORY,
+    BootFiles,
+    EngineFacts,
+    FirmwareFile,
+    LaunchPlan,
+    Memory,
+    Uefi,
+)
 from insula.model.device import device_kinds
+from insula.model.device.disk import variables_disk
 from insula.model.machine import Machine
 from insula.model.observation import AcceleratorFact
 
@@ -51,6 +60,13 @@ FACTS: dict[str, Any] = {
 }
 
 
+UEFI = Uefi(
+    code=FirmwareFile(Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), 3653632),
+    variables=FirmwareFile(Path("/usr/share/OVMF/OVMF_VARS_4M.fd"), 540672),
+)
+VARIABLES = variables_disk().model_dump(mode="json")
+
+
 def facts_of(changes: dict[str, Any]) -> EngineFacts:
     fields = {**FACTS, **changes}
     return EngineFacts(
@@ -64,8 +80,8 @@ def facts_of(changes: dict[str, Any]) -> EngineFacts:
 
 
 def files_of(fields: dict[str, Any]) -> BootFiles:
-    paths = {key: Path(value) for key, value in fields.items() if key != "arguments" and value is not None}
-    return BootFiles(**paths, arguments=fields.get("arguments", ""))
+    paths = {key: Path(fields[key]) for key in ("kernel", "initrd") if fields.get(key) is not None}
+    return BootFiles(**paths, arguments=fields.get("arguments", ""), uefi=UEFI if fields.get("uefi") else None)
 
 
 def plan_of(case: dict[str, Any]) -> LaunchPlan:
@@ -150,3 +166,18 @@ def test_two_consoles_are_refused() -> None:
     devices = [{"device": "serial", "id": "a"}, {"device": "serial", "id": "b"}]
     with pytest.raises(UnsupportedDevice):
         plan_of({"document": {"devices": devices}})
+
+
+def test_a_saved_machine_fits_only_flash_memory_of_its_size() -> None:
+    devices = [VARIABLES]
+    bios = plan_of({"document": {}})
+    uefi = plan_of({"document": {"firmware": "uefi", "devices": devices}, "files": {**FILES, "uefi": True}})
+    assert "firmware" not in bios.shape
+    assert uefi.shape["firmware"] == "UEFI of 3653632 and 540672 bytes"
+
+
+@pytest.mark.parametrize("uefi", [True, False])
+def test_a_uefi_without_variables_is_refused_and_variables_without_a_uefi(uefi: bool) -> None:
+    devices = [] if uefi else [VARIABLES]
+    with pytest.raises(UnsupportedDevice):
+        plan_of({"document": {"devices": devices}, "files": {**FILES, "uefi": uefi}})

@@ -40,6 +40,7 @@ class Eyes(Sight):
     pidfd: bool = True
     memfd: bool = True
     libc: bool = True
+    firmware: str = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 
     def is_root(self) -> bool:
         return self.root
@@ -67,6 +68,9 @@ class Eyes(Sight):
 
     def has_memfd(self) -> bool:
         return self.memfd
+
+    def uefi(self) -> str:
+        return self.firmware
 
     async def static_libc(self) -> bool:
         return self.libc
@@ -121,6 +125,7 @@ async def test_a_host_where_all_is_well_has_nothing_to_mend(root: bool) -> None:
         (Eyes(programs=PROGRAMS - {"gcc"}), "guest agent", "missing", "sudo apt-get install gcc libc6-dev"),
         (Eyes(libc=False), "guest agent", "missing", "sudo apt-get install gcc libc6-dev"),
         (Eyes(files=FILES | {"/etc/subuid": "bob:1:2\n"}), "subordinate ids", "limited", "sudo usermod"),
+        (Eyes(firmware=""), "uefi", "limited", "sudo apt-get install ovmf"),
         (Eyes(pidfd=False), "kernel", "missing", "5.10"),
         (Eyes(memfd=False), "kernel", "missing", "5.10"),
         (

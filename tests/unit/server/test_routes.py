@@ -130,6 +130,7 @@ async def test_machine_object(api: httpx.AsyncClient, daemon: DaemonInfo, contro
         "run_policy": "keep",
         "ephemeral": False,
         "boot": "direct",
+        "firmware": "bios",
         "network": "isolated",
         "publish": [{"host_port": 2222, "guest_port": 22, "host_address": "127.0.0.1", "protocol": "tcp"}],
         "volumes": [],

@@ -15,7 +15,8 @@ class Surroundings:
     """What a device may depend on besides its own document.
 
     features: of EngineFacts. vessel: the machine never runs, and has no disks. forked: it wakes up with the
-    state of a template's devices. boots_from_cdrom: before its disks.
+    state of a template's devices. boots_from_cdrom: before its disks. variables_bytes: of its UEFI, if it has
+    one.
     """
 
     machine_type: str
@@ -23,6 +24,7 @@ class Surroundings:
     vessel: bool = False
     forked: bool = False
     boots_from_cdrom: bool = False
+    variables_bytes: int = 0
 
 
 Fragment = tuple[str, ...]

@@ -73,11 +73,17 @@ def launch_controllers(devices: Iterable[DeviceBase]) -> Fragment:
 
 @launches("disk")
 def launch(disk: Disk, surroundings: Surroundings) -> Fragment:
-    """A vessel never runs, so that nothing is under its disks: only the devices are there."""
+    """A vessel never runs, so that nothing is under its disks: only the devices are there.
+
+    Flash memory is part of the board (`plan`), and as large as what is under it.
+    """
     medium = backend(disk)
     if surroundings.vessel:
         medium = {"driver": "null-co", **{key: medium[key] for key in ("node-name", "read-only")}}
-    return ("-blockdev", line(flat(medium)), "-device", line(frontend(disk)))
+        if disk.bus == "flash":
+            medium |= {"size": surroundings.variables_bytes, "read-zeroes": True}
+    device = () if disk.bus == "flash" else ("-device", line(frontend(disk)))
+    return ("-blockdev", line(flat(medium)), *device)
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

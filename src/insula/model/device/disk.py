@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
+from insula.kit.paths import UEFI_VARIABLES
 from insula.model.base import Size, Value
 from insula.model.device.base import DeviceBase, register
 
 Bus = Literal["virtio", "scsi"]
+VARIABLES_ID = "uefi-vars"
 
 
 class VolumeRef(Value):
@@ -23,24 +25,27 @@ class Disk(DeviceBase):
     """A block device.
 
     source: 'image' (a copy-on-write overlay of the machine's image, made at creation), 'seed' (the cloud-init
-    seed, read-only), 'volume', or 'copy' (a fork's own, of a volume that the machine it was forked from
-    wrote). file: its name in the machine's directory, or in the volume's. size_bytes:
-    what the guest sees; None where the file says it. bus: a virtio-blk device, or one on a virtio-scsi
-    controller. serial: by which the guest knows it, at most 20 characters. slot: its place on its bus, which
-    it keeps, whether it is plugged or launched with: what is saved of a machine fits no other.
+    seed, read-only), 'firmware' (the variables of its UEFI), 'volume', or 'copy' (a fork's own, of a volume
+    that the machine it was forked from wrote). file: its name in the machine's directory, or in the volume's.
+    size_bytes: what the guest sees; None where the file says it. bus: a virtio-blk device, one on a
+    virtio-scsi controller, or the board's flash memory. serial: by which the guest knows it, at most 20
+    characters. slot: its place on its bus, which it keeps, whether it is plugged or launched with: what is
+    saved of a machine fits no other.
     """
 
     device: Literal["disk"] = "disk"
-    source: Literal["image", "seed", "volume", "copy"]
+    source: Literal["image", "seed", "firmware", "volume", "copy"]
     file: str
     format: Literal["qcow2", "raw"]
     size_bytes: Size | None = None
     read_only: bool = False
     serial: str = ""
-    bus: Bus = "virtio"
+    bus: Bus | Literal["flash"] = "virtio"
     volume: VolumeRef | None = None
     slot: int | None = None
 
+
+MADE_WITH_MACHINE = frozenset({"image", "firmware"})  # sources: written by it alone, and gone with it
 
 # Of volumes. PCI: below what has places of its own (drives, the scsi controller), above what a launch takes
 # for the other devices, from the lowest on. SCSI: targets, of which the drive has the last.
@@ -66,6 +71,11 @@ def volume_disk(volume: VolumeRef, file: str, *, read_only: bool, bus: Bus, slot
         volume=volume,
         slot=slot,
     )
+
+
+def variables_disk() -> Disk:
+    """What a machine's UEFI remembers, such as what to boot: a disk, so that it is kept as disks are."""
+    return Disk(id=VARIABLES_ID, source="firmware", file=UEFI_VARIABLES, format="qcow2", bus="flash")
 
 
 def copied_disk(disk: Disk, size_bytes: int) -> Disk:

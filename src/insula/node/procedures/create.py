@@ -15,6 +15,7 @@ from insula.model.template import NAME
 from insula.node import removal
 from insula.node.context import MachineContext
 from insula.node.disks import make_forks, make_overlays, make_seeds, template_layers
+from insula.node.firmware import find_uefi, make_variables
 from insula.node.procedure import Step
 from insula.node.procedures import pause, start
 from insula.node.templates import TemplateFailed
@@ -65,6 +66,7 @@ async def make_disks(context: MachineContext) -> None:
             pass  # it gave way to another one just now: `launch` sees that, and boots
     image, blob = context.image()
     await make_overlays(context.machine, image, blob, context.directory)
+    await make_variables(context.machine, find_uefi(context.rooms.engine, context.machine), context.directory)
 
 
 async def make_seed(context: MachineContext) -> None:

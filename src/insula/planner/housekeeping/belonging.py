@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from insula.kit.paths import RESUMING_DOCUMENT, SUSPENDED_DOCUMENT
 from insula.model.base import Document
-from insula.model.device.disk import Disk
+from insula.model.device.disk import MADE_WITH_MACHINE, Disk
 from insula.model.housekeeping import PartKind, PartState
 from insula.model.snapshot import Snapshot
 from insula.planner.housekeeping.sight import Ledger, SeenEntry, SeenFile, Sight
@@ -244,7 +244,11 @@ def _dead_layers(entry: SeenEntry, ledger: Ledger) -> Iterator[SeenFile]:
     if machine is None or any(entry.file(name) is not None for name in _SUSPENDED):
         return  # what is suspended knows its disks by what they were then
     for disk in machine.devices:
-        if not isinstance(disk, Disk) or disk.source != "image" or entry.file(disk.file) is None:
+        if (
+            not isinstance(disk, Disk)
+            or disk.source not in MADE_WITH_MACHINE
+            or entry.file(disk.file) is None
+        ):
             continue
         chain = list(chain_of(entry, disk.file))
         if not chain or any(file.damage or not file.resolves for file in chain):

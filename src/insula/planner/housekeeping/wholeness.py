@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from insula.kit.paths import MACHINE_DOCUMENT, SNAPSHOT_STATE, VOLUME_DISK, VOLUME_DOCUMENT
-from insula.model.device.disk import Disk
+from insula.model.device.disk import MADE_WITH_MACHINE, Disk
 from insula.model.housekeeping import StoreProblem
 from insula.model.machine import Machine
 from insula.planner.housekeeping.belonging import REMOVING, Belonging, chain_of, find_leftovers
@@ -176,7 +176,7 @@ def _of_machines(sight: Sight, ledger: Ledger, home: str, images: str) -> Iterat
                 yield _missing("missing-directory", f"{what} has no directory", path, mend)
             continue
         for disk in machine.devices:
-            if isinstance(disk, Disk) and disk.source in ("image", "seed"):
+            if isinstance(disk, Disk) and (disk.source == "seed" or disk.source in MADE_WITH_MACHINE):
                 yield from _of_disk(entry, disk.file, what, remove)
         if sight.find("blobs", digest) is None and _needs_image(machine, entry):
             yield _missing(
