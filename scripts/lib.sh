@@ -126,6 +126,7 @@ need_insula_packages() {
     need uidmap has newuidmap
     need e2fsprogs has mke2fs
     need util-linux has setpriv
+    need mtools has mformat
     need zstd has zstd
 }
 

@@ -1,7 +1,7 @@
 """debian-12: a real disk, systemd, cloud-init, SSH; booted directly and by its own boot loader.
 
-A boot takes a minute and more where the processor is emulated, so there are two: one machine for everything
-that a direct boot shows, one that shows the boot loader.
+A boot takes a minute and more where the processor is emulated, so there are few: one machine for everything
+that a direct boot shows, one that shows the boot loader, and that one once more, by UEFI.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import pytest
 from insula.engine.agent import insula as insula_agent
 from insula.engine.agent import qga
 from insula.engine.agent.protocol import ExecSession, GuestFrozen, Renewal, StreamName, capture
+from insula.engine.firmware import find_uefi
 from insula.kit.paths import QGA_SOCKET, SNAPSHOT_DOCUMENT
-from tests.support.boots import ROOT, RealShell, has_image, real_home
+from tests.support.boots import ROOT, RealShell, free_port, has_image, real_home
 
 Waiting = asyncio.Future[tuple[StreamName, bytes]]
 SBIN = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -45,7 +46,7 @@ def insula(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealShell]:
         else:
             key.with_suffix(".pub").write_text(f"ssh-ed25519 {'A' * 68} nobody\n")
         shell(
-            *("run", "-d", "--name", "deb", "--hostname", "shop", "-p", "22022:22"),
+            *("run", "-d", "--name", "deb", "--hostname", "shop", "-p", f"{free_port()}:22"),
             *("--ssh-key", str(key.with_suffix(".pub")), "--disk-size", "6GiB", "debian-12"),
         )
         shell("run", "-d", "--cold", "--name", "loader", "--boot", "disk", "debian-12")
@@ -75,9 +76,10 @@ def test_it_is_a_real_system(insula: RealShell) -> None:
 
 @pytest.mark.skipif(not shutil.which("ssh"), reason="no ssh client")
 def test_ssh_with_the_key(insula: RealShell) -> None:
+    port = str(insula.info("deb")["publish"][0]["host_port"])
     options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "BatchMode=yes"]
     done = subprocess.run(
-        ["ssh", *options, "-i", str(key_of(insula)), "-p", "22022", "debian@127.0.0.1", "sudo id -u"],
+        ["ssh", *options, "-i", str(key_of(insula)), "-p", port, "debian@127.0.0.1", "sudo id -u"],
         capture_output=True,
         timeout=120,
         check=False,
@@ -251,6 +253,18 @@ def test_it_boots_by_its_own_boot_loader(insula: RealShell) -> None:
     assert "BOOT_IMAGE=" in said  # only a boot loader says so
     assert "systemd" in said
     assert "GRUB" in insula.text("logs", "loader") or "Booting" in insula.text("logs", "loader")
+
+
+@pytest.mark.skipif(find_uefi("pc") is None, reason="no UEFI is installed (package ovmf)")
+def test_it_boots_by_its_own_boot_loader_under_uefi(insula: RealShell) -> None:
+    """The same disk has partitions for both; GRUB comes from the one for UEFI."""
+    insula("kill", "loader", status=None)
+    options = ("--cold", "--firmware", "uefi", "--boot", "disk")
+    insula("run", "-d", "--name", "efi", *options, "debian-12")
+    script = "cat /proc/cmdline; ls -d /sys/firmware/efi/efivars/BootCurrent-*"
+    said = insula.text("exec", "--agent-timeout", BOOT, "efi", "--", "sh", "-c", script, timeout=400).split()
+    assert said[0].startswith("BOOT_IMAGE=")
+    assert said[-1].startswith("/sys/firmware/efi/efivars/BootCurrent-")
 
 
 async def freeze_and_refresh(path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,12 @@ IMAGES = Path(os.environ.get("INSULA_IMAGES") or ROOT / ".cache" / "images")
 
 def has_image(name: str) -> bool:
     return (IMAGES / name / "manifest.json").is_file()
+
+
+def free_port() -> int:
+    """A TCP port of the loopback that nobody has: other tests may run beside these."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @dataclass

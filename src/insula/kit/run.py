@@ -35,6 +35,7 @@ PACKAGES = {
     "mmdebstrap": "mmdebstrap",
     "fakeroot": "fakeroot",
     "mke2fs": "e2fsprogs",
+    "mformat": "mtools",
     "gcc": "gcc libc6-dev",
     "setpriv": "util-linux",
     "prlimit": "util-linux",

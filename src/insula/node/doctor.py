@@ -208,7 +208,7 @@ def _examine_uefi(sight: Sight) -> Finding:
 
 def _examine_image_tools(sight: Sight) -> Iterator[Finding]:
     """What building an image takes; a host that only runs images built elsewhere does without."""
-    wanted = ["mmdebstrap", "mke2fs"]
+    wanted = ["mmdebstrap", "mke2fs", "mformat"]
     if not sight.is_root():
         wanted += ["fakeroot", "newuidmap"]
     lacking = [name for name in wanted if not sight.has_program(name)]

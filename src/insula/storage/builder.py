@@ -82,7 +82,7 @@ def missing_packages(recipe: Recipe) -> list[str]:
     """Debian packages that this host lacks for building the recipe, for `insula doctor` too."""
     programs = ["mmdebstrap", "dpkg-deb"]
     if isinstance(recipe, DiskRecipe):
-        programs += ["mke2fs", "debugfs", "tar", "qemu-img"]
+        programs += ["mke2fs", "debugfs", "mformat", "tar", "qemu-img"]
         programs += [] if os.geteuid() == 0 else ["fakeroot"]
     if isinstance(recipe, InitramfsRecipe) and recipe.compression == "zstd":
         programs.append("zstd")

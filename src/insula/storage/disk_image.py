@@ -1,4 +1,4 @@
-"""A system on a disk: packages, configuration, GRUB, one ext4 file system; made without mounting anything."""
+"""A system on a disk: packages, configuration, GRUB for BIOS and UEFI, one ext4; made without mounting."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from insula.storage.packages import Report, fetch_packages
 from insula.storage.recipe import DiskRecipe
 
 KERNEL, INITRD, DISK = "vmlinuz", "initrd", "disk.qcow2"
-_GRUB = "boot/grub/i386-pc"
-_BOOT_LOADER_PACKAGES = ("grub-pc-bin", "grub2-common")
+_GRUB, _GRUB_EFI = "boot/grub/i386-pc", "boot/grub/x86_64-efi"
+_LOADER = f"{_GRUB_EFI}/core.efi"
+_BOOT_LOADER_PACKAGES = ("grub-pc-bin", "grub-efi-amd64-bin", "grub2-common")
 _NAMESPACE = uuid.UUID("2c1ff9f5-1d1b-4b9c-8d43-0c1f6c1c7c11")  # ours, for identifiers made from names
 _CAPABILITY = "security.capability"  # xattr(7): what a program such as ping may do without root
 _FETCH_SHARE = 0.75  # of the time, by measurement
@@ -59,6 +60,7 @@ async def build_disk(
             bootloader.first_sectors(special.boot, special.core, sectors=sectors, signature=signature)
         )
         stream.truncate(recipe.disk_size)
+    await _make_efi_partition(special.loader, raw, signature, work)
     await _make_filesystem(system, raw, filesystem, sectors, work)
     await _grant_capabilities(special.capabilities, raw, work)
     report(Progress(message="Writing the disk", fraction=0.9))
@@ -88,6 +90,7 @@ def write_overlay(
         "etc/initramfs-tools/modules": f"{modules}\n",
         "etc/default/grub.d/insula.cfg": f'GRUB_TIMEOUT={recipe.boot_wait}\nGRUB_CMDLINE_LINUX_DEFAULT=""\n'
         f'GRUB_CMDLINE_LINUX="{recipe.kernel_arguments}"\nGRUB_TERMINAL="serial console"\n',
+        "boot/grub/insula-efi.cfg": bootloader.efi_config(filesystem),
         "boot/grub/insula.cfg": bootloader.grub_config(title, filesystem, arguments, recipe.boot_wait),
     }
     with tarfile.open(target, "w") as tar:
@@ -113,9 +116,13 @@ def finishing_script(recipe: DiskRecipe) -> str:
     prefix = "(hd0,msdos1)/boot/grub"
     lines = [
         "set -eu",
-        f"mkdir -p /{_GRUB}",
+        f"mkdir -p /{_GRUB} /{_GRUB_EFI}",
         f"cd /usr/lib/grub/i386-pc && cp *.mod *.lst boot.img /{_GRUB}/ && cd /",
         f"grub-mkimage -O i386-pc -o /{_GRUB}/core.img -p '{prefix}' {bootloader.CORE_MODULES}",
+        f"cp /usr/lib/grub/x86_64-efi/*.mod /usr/lib/grub/x86_64-efi/*.lst /{_GRUB_EFI}/",
+        f"grub-mkimage -O x86_64-efi -o /{_LOADER} -p /boot/grub -c /boot/grub/insula-efi.cfg "
+        f"{bootloader.EFI_MODULES}",
+        "rm /boot/grub/insula-efi.cfg",
         "mv /boot/grub/insula.cfg /boot/grub/grub.cfg",
         *(f"systemctl mask {shlex.quote(unit)}" for unit in recipe.mask),
         "[ ! -e /etc/systemd/system/insula-agent.service ] || systemctl enable insula-agent.service",
@@ -142,11 +149,12 @@ class _Special:
 
     boot: bytes
     core: bytes
+    loader: bytes
     capabilities: dict[str, bytes] = field(default_factory=dict)
 
 
 def _read_system(system: Path, target: Path) -> _Special:
-    """Copy kernel and initrd out of the system's tar, and find GRUB's boot.img and core.img."""
+    """Copy kernel and initrd out of the system's tar, and find what GRUB needs outside its files."""
     found: dict[str, bytes] = {}
     capabilities: dict[str, bytes] = {}
     with tarfile.open(system) as tar:
@@ -155,7 +163,7 @@ def _read_system(system: Path, target: Path) -> _Special:
             if (text := member.pax_headers.get(f"SCHILY.xattr.{_CAPABILITY}")) is not None:
                 capabilities[path] = text.encode("utf-8", "surrogateescape")
             wanted = path.startswith(("boot/vmlinuz-", "boot/initrd.img-"))
-            if member.isreg() and (wanted or path in (f"{_GRUB}/boot.img", f"{_GRUB}/core.img")):
+            if member.isreg() and (wanted or path in (f"{_GRUB}/boot.img", f"{_GRUB}/core.img", _LOADER)):
                 stream = tar.extractfile(member)
                 assert stream is not None
                 found[path] = stream.read()
@@ -168,7 +176,21 @@ def _read_system(system: Path, target: Path) -> _Special:
         )
     (target / KERNEL).write_bytes(found[kernels[0]])
     (target / INITRD).write_bytes(found[initrds[0]])
-    return _Special(found[f"{_GRUB}/boot.img"], found[f"{_GRUB}/core.img"], capabilities)
+    return _Special(found[f"{_GRUB}/boot.img"], found[f"{_GRUB}/core.img"], found[_LOADER], capabilities)
+
+
+async def _make_efi_partition(loader: bytes, raw: Path, serial: int, work: Path) -> None:
+    """Write GRUB for UEFI into a FAT file system in its partition. serial: of that file system."""
+    kept = work / "loader.efi"
+    kept.write_bytes(loader)
+    image = f"{raw}@@{bootloader.EFI_SECTOR * bootloader.SECTOR}"
+    directories = [f"::{path}" for path in reversed(Path(bootloader.EFI_LOADER).parents[:-1])]
+    size = str(bootloader.EFI_SECTORS)
+    await run(
+        ["mformat", "-i", image, "-T", size, "-h", "1", "-s", "32", "-N", f"{serial:08x}", "-v", "EFI", "::"]
+    )
+    await run(["mmd", "-i", image, *directories])
+    await run(["mcopy", "-i", image, str(kept), f"::{bootloader.EFI_LOADER}"])
 
 
 async def _make_filesystem(system: Path, raw: Path, filesystem: str, sectors: int, work: Path) -> None:

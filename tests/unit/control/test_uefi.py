@@ -1,4 +1,4 @@
-"""Machines that boot by UEFI on a host without QEMU: refused where there is none, and whose variables are whose."""
+"""Machines that boot by UEFI on a host without QEMU: refused where there is none, each with its variables."""
 
 from __future__ import annotations
 

@@ -81,7 +81,8 @@ def facts_of(changes: dict[str, Any]) -> EngineFacts:
 
 def files_of(fields: dict[str, Any]) -> BootFiles:
     paths = {key: Path(fields[key]) for key in ("kernel", "initrd") if fields.get(key) is not None}
-    return BootFiles(**paths, arguments=fields.get("arguments", ""), uefi=UEFI if fields.get("uefi") else None)
+    uefi = UEFI if fields.get("uefi") else None
+    return BootFiles(**paths, arguments=fields.get("arguments", ""), uefi=uefi)
 
 
 def plan_of(case: dict[str, Any]) -> LaunchPlan:

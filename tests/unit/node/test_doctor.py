@@ -17,7 +17,7 @@ from insula.node.doctor import DEBIAN_KEYRING, Sight, examine, examine_templates
 
 PROGRAMS = frozenset(
     {
-        *("qemu-system-x86_64", "qemu-img", "setpriv", "mmdebstrap", "mke2fs", "gcc"),
+        *("qemu-system-x86_64", "qemu-img", "setpriv", "mmdebstrap", "mke2fs", "mformat", "gcc"),
         *("fakeroot", "newuidmap", "apt-get"),
     }
 )

@@ -16,14 +16,14 @@ BOOT[510:512] = b"\x55\xaa"
 CORE = bytes(range(256)) * 100
 
 
-def test_the_partition_table_is_one_bootable_linux_partition() -> None:
+def test_the_system_is_the_first_partition_and_the_last_on_the_disk() -> None:
     sectors = bootloader.first_sectors(bytes(BOOT), CORE, sectors=1000, signature=0xDEADBEEF)
     assert len(sectors) == 2048 * 512
     assert sectors[510:512] == b"\x55\xaa"
     assert struct.unpack_from("<I", sectors, 440) == (0xDEADBEEF,)
-    flag, first_chs, kind, _last_chs, start, count = struct.unpack_from("<B3sB3sII", sectors, 446)
-    assert (flag, first_chs, kind, start, count) == (0x80, b"\x20\x21\x00", 0x83, 2048, 1000)
-    assert sectors[462:510] == bytes(48)
+    entries = [struct.unpack_from("<B3xB3xII", sectors, 446 + 16 * number) for number in range(2)]
+    assert entries == [(0x80, 0x83, 18432, 1000), (0, 0xEF, 2048, 16384)]
+    assert sectors[478:510] == bytes(32)
 
 
 def test_boot_img_finds_core_img_and_core_img_the_rest_of_itself() -> None:
