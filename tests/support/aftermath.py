@@ -167,7 +167,12 @@ def require_nothing_found(insula: RealShell) -> None:
     assert found["clean"], found["problems"]
 
 
-def require_clean(path: Path, format: str = "qcow2") -> None:
+def find_fault(path: Path, format: str = "qcow2") -> str:
+    """What is wrong with a disk; "" for nothing, or when it is not there any more."""
     argv = ["qemu-img", "check", "-U", "-f", format, str(path)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{path}: {done.stdout}{done.stderr}"
+    return f"{path}: {done.stdout}{done.stderr}" if done.returncode != 0 and path.exists() else ""
+
+
+def require_clean(path: Path, format: str = "qcow2") -> None:
+    assert not (fault := find_fault(path, format)), fault

@@ -75,6 +75,22 @@ async def test_after_a_kill_the_disks_are_mended_before_anything_is_made_of_them
     assert all(is_clean(path) for path in layers)
 
 
+@pytest.mark.parametrize("verb", ["detach", "rm"])
+async def test_a_volume_that_leaves_a_killed_machine_is_mended_before(host: FakeHost, verb: str) -> None:
+    """Nobody would know afterwards that it is to be looked at."""
+    await crash(host)
+    lose_a_cluster(disk(host))
+    parameters = {"volume": "data"} if verb == "detach" else {}
+    assert (await host.do(verb, "web", **parameters)).problem is None
+    assert is_clean(disk(host))
+
+
+async def test_a_volume_of_a_machine_that_is_removed_while_it_runs_is_mended(host: FakeHost) -> None:
+    lose_a_cluster(disk(host))
+    assert (await host.do("rm", "web", force=True)).problem is None
+    assert is_clean(disk(host))
+
+
 async def test_a_layer_between_is_mended_too(host: FakeHost) -> None:
     """It was the one that layers were merged into, or the top when a snapshot was made of it later."""
     await host.do("snapshot-create", "web", name="one")

