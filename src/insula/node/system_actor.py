@@ -11,40 +11,22 @@ from insula.node.housekeeping.disks import check_disks
 from insula.node.housekeeping.keeper import Housekeeper
 from insula.node.housekeeping.pruning import Pruning, tell
 from insula.node.journal import OperationJournal
-from insula.node.mailbox import Actor
-from insula.node.procedure import Step, perform
-from insula.node.rooms import Rooms
+from insula.node.one_step import OneStepActor
 from insula.planner.housekeeping.wholeness import is_clean
-from insula.planner.lifecycle import ACCEPT, QUEUE, Verdict
 
 
-class SystemActor(Actor):
-    """uid is 'system:store'."""
+class SystemActor(OneStepActor):
+    """uid is 'system:store'. No undo: what nobody needed is not put back, and a look changes nothing."""
 
-    def __init__(self, uid: str, rooms: Rooms) -> None:
-        super().__init__(uid, rooms.store)
-        self.rooms = rooms
-
-    def judge(self, operation: Operation, busy: str | None) -> Verdict:
-        return ACCEPT if busy is None else QUEUE
-
-    async def perform_operation(self, operation: Operation, journal: OperationJournal) -> dict[str, Any]:
-        outcome: dict[str, Any] = {}
-
-        async def prune(_: None) -> None:
-            spec = PruneSpec.model_validate(operation.parameters)
-            outcome.update(await Pruning(self.rooms, spec.lost, journal.progress).run())
-            for line in tell(outcome):
-                journal.note(line)
-            if operation.recovered:
-                journal.note("A daemon ended in the middle of this; what it had removed is not counted.")
-
-        async def check(_: None) -> None:
-            outcome.update(await self._check(CheckSpec.model_validate(operation.parameters), journal))
-
-        # No undo: what nobody needed is not put back, and a look changes nothing.
-        step = {"system-prune": Step[None]("prune", prune), "system-check": Step[None]("check", check)}
-        await perform(operation.verb, [step[operation.verb]], None, journal, self.rooms.faults)
+    async def work(self, operation: Operation, journal: OperationJournal) -> dict[str, Any]:
+        if operation.verb == "system-check":
+            return await self._check(CheckSpec.model_validate(operation.parameters), journal)
+        spec = PruneSpec.model_validate(operation.parameters)
+        outcome = await Pruning(self.rooms, spec.lost, journal.progress).run()
+        for line in tell(outcome):
+            journal.note(line)
+        if operation.recovered:
+            journal.note("A daemon ended in the middle of this; what it had removed is not counted.")
         return outcome
 
     async def _check(self, spec: CheckSpec, journal: OperationJournal) -> dict[str, Any]:

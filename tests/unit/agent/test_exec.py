@@ -142,8 +142,17 @@ async def test_passwd_as_people_write_it(agent: InsulaAgent, guest: Guest) -> No
             await agent.exec(["true"], user=user)
 
 
-async def test_a_line_that_never_ends_hides_what_follows(agent: InsulaAgent, guest: Guest) -> None:
-    guest.users.write_text(f"{'x' * 5000}:x:1:1::/:/bin/sh\nus:x:{os.geteuid()}:0::/tmp:/bin/sh\n")
+@pytest.mark.parametrize("length", [4000, 4095, 4096, 4097, 5000, 8192, 8193, 100_000])
+async def test_a_line_longer_than_any_user_s_hides_nobody(
+    agent: InsulaAgent, guest: Guest, length: int
+) -> None:
+    long = "x" * (length - 1) + "\n"
+    us = f"us:x:{os.geteuid()}:0::/tmp:/bin/sh"
+    wanted = {"PATH": PATH, "HOME": "/tmp", "USER": "us", "LOGNAME": "us", "SHELL": "/bin/sh"}
+    for text in (f"{long}{us}", f"{long}{long}{us}\n", f"a:x:1:1::/:/bin/sh\n{long}{us}\n{long}"):
+        guest.users.write_text(text)
+        assert await environment(agent) == wanted
+    guest.users.write_text(long.rstrip())
     assert await environment(agent) == {"PATH": PATH, "HOME": "/"}
 
 

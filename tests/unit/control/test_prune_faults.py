@@ -56,7 +56,7 @@ def kept(host: FakeHost) -> set[str]:
     return {str(path) for room in rooms for path in room.rglob("*")}
 
 
-@pytest.mark.parametrize("place", ["before prune", "after prune"])
+@pytest.mark.parametrize("place", ["before system-prune", "after system-prune"])
 @pytest.mark.parametrize("error", [lambda: OSError("injected"), DaemonDied], ids=["fails", "dies"])
 async def test_prune_at_every_place(host: FakeHost, place: str, error: Any) -> None:
     faults = Scripted(verb="system-prune", error=error)

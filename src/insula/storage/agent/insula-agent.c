@@ -332,26 +332,35 @@ struct lines {
     char text[4096];
 };
 
-/* In place and without its end; NULL: there is none, or it is longer than one of passwd(5) can be. */
+/* In place and without its end; NULL: there is none. One that does not fit is no user's, and passed over. */
 static char *next_line(struct lines *file) {
-    char *end;
-    while (!(end = memchr(file->text + file->start, '\n', file->length))) {
-        memmove(file->text, file->text + file->start, file->length);
+    bool too_long = false;
+    for (;;) {
+        char *line = file->text + file->start;
+        char *end = memchr(line, '\n', file->length);
+        if (end) {
+            size_t used = (size_t)(end - line) + 1;
+            file->start += used;
+            file->length -= used;
+            *end = 0;
+            if (!too_long)
+                return line;
+            too_long = false;
+            continue;
+        }
+        memmove(file->text, line, file->length);
         file->start = 0;
-        size_t room = sizeof file->text - file->length;
-        ssize_t n = room > 0 ? read(file->fd, file->text + file->length, room) : -1;
+        if (file->length == sizeof file->text) {
+            too_long = true;
+            file->length = 0;
+        }
+        ssize_t n = read(file->fd, file->text + file->length, sizeof file->text - file->length);
         if (n < 0 || (n == 0 && file->length == 0))
             return NULL;
         if (n == 0)
             file->text[file->length + (size_t)n++] = '\n'; /* the last line may lack it */
         file->length += (size_t)n;
     }
-    *end = 0;
-    char *line = file->text + file->start;
-    size_t used = (size_t)(end - line) + 1;
-    file->start += used;
-    file->length -= used;
-    return line;
 }
 
 /* Digits and nothing else. */
