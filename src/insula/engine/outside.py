@@ -22,10 +22,10 @@ from insula.engine.protocol import DiskSwitch
 from insula.kit.aio import to_thread_end
 from insula.kit.clock import monotonic
 
-# Bytes that a machine may have written to be taken so: 12 to 25 ms of standing; in the background it takes 30
-# to 60. Pages that lie far from each other count for more. To find them among all its memory takes the time
-# of copying the 64th part of it.
-_MOST_OWN = 96 * 2**20
+# Bytes that a machine may have written to be taken so: 20 to 40 ms of standing; in the background it takes 30
+# to 60, and two to three times as long until all is there. Pages that lie far from each other count for more.
+# To find them among all its memory takes the time of copying the 64th part of it.
+_MOST_OWN = 160 * 2**20
 _LOOKING = 64
 # Of a fork it may be more, 32 to 64 ms: in the background every page of it is read, and all that its template
 # has not used would be the template's for good (`guestmemory`).
