@@ -70,7 +70,7 @@ async def switch(execute: Execute, directory: Path, disks: Sequence[DiskSwitch])
 async def flush(execute: Execute) -> None:
     """Have all that the disks were given in their files, for good. Raises EngineLost when that fails.
 
-    Neither does `stop` tell how that went, nor has a monitor a request for it. But one that is to go on in
+    Neither does `stop` tell how that went, nor has a monitor a request that does. But one that is to go on in
     another layer flushes the disk before it looks for that layer's file (external_snapshot_prepare,
     blockdev.c); so it is asked to do so in a file that is not there, which changes nothing.
     """
