@@ -16,12 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import os
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from insula.engine import frozen
 from insula.engine.errors import EngineLost, EngineRefused
@@ -31,14 +29,13 @@ from insula.engine.plan import MEMORY
 from insula.engine.protocol import DiskSwitch
 from insula.engine.stream import ZeroFilter
 from insula.kit.clock import monotonic
-from insula.kit.run import CommandFailed, run
 
 _LOOK = 0.005  # seconds between looks at how far the stream has grown
 _CHUNK = 2**20  # bytes carried at a time; also the most that a pipe of a plain user's holds (pipe(7))
 
 
 async def touch(machine: QemuInstance) -> None:
-    """What may be done before `fill`, so that the machine stands for a shorter time."""
+    """What may be done before `fill` or `save`, so that the machine stands for a shorter time."""
     if machine.plan.memory.template is not None:
         await asyncio.to_thread(frozen.touch_all, machine.identity.pid)
 
@@ -75,46 +72,16 @@ async def fill(machine: QemuInstance, vessel: QemuInstance, disks: Sequence[Disk
     return stood
 
 
-async def save(machine: QemuInstance, path: Path, disks: Sequence[DiskSwitch], *, stay: bool) -> float:
-    """See `Engine.save`."""
-    target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        await machine.settle()
-        runs = await machine.state() == "running"
-        if runs and stay:
-            await machine.pause()
-        elif machine.plan.memory.template is not None:
-            await asyncio.to_thread(frozen.touch_all, machine.identity.pid)
-        try:
-            await _reserve(path, await machine.saved_bytes())
-            stood = await _send(machine, target, disks, runs and not stay)
-            await machine.transfer.wait_sent()
-            os.ftruncate(target, os.fstat(target).st_size)  # gives back what was reserved beyond its end
-            await asyncio.to_thread(os.fsync, target)
-            if not stay:
-                await machine.settle()
-        except BaseException:
-            with contextlib.suppress(EngineLost, EngineRefused):
-                await machine.settle()
-                if runs and stay:
-                    await machine.resume()
-            raise
-    finally:
-        os.close(target)
-    return stood
+async def save(machine: QemuInstance, target: int, disks: Sequence[DiskSwitch], *, runs: bool) -> float:
+    """Write the machine to a file. Returns the seconds in which its vCPUs stood; the file is whole then.
 
-
-async def _reserve(path: Path, size: int) -> None:
-    """Make sure of the room for a file before anything depends on it. Raises OSError when there is none.
-
-    A background save that fails for want of room leaves memory write-protected, and the machine hangs for
-    good (`state`). Where a file system cannot reserve, the room was at least there a moment ago.
+    runs: it does, and is to go on. Raises EngineLost and EngineRefused.
     """
-    try:
-        await run(["fallocate", "--keep-size", "--length", str(size), str(path)])
-    except CommandFailed as error:
-        if "No space left" in str(error.evidence.get("stderr", "")):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+    if runs:
+        await touch(machine)
+    stood = await _send(machine, target, disks, runs)
+    await machine.transfer.wait_sent()
+    return stood
 
 
 def _relay(stream: int, writer: int, whole: threading.Event) -> bool:

@@ -7,8 +7,9 @@ QEMU writes the devices with a command that was made for Xen, where memory is no
 every build for x86, needs no migration to begin or to end, and changes nothing of the machine. It leaves out
 what machine this is of, without which nothing loads it, and the firmware: a BIOS is thrown away by a monitor
 that loads a state, and flash memory, where a UEFI is, may have been written by the guest. Both are put in
-here, as `migrate` with `x-ignore-shared` would have written them (migration/savevm.c and ram.c; the format
-has not changed since 2.4).
+here, as `migrate` would have written them (migration/savevm.c and ram.c; the format has not changed since
+2.4): with `x-ignore-shared` for a monitor that is given the memory itself, or with all that is in the memory
+for one that is given nothing else.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from insula.engine import blocks
 from insula.engine.errors import EngineLost
+from insula.engine.guestmemory import Page
 from insula.engine.plan import MEMORY
 from insula.engine.qmp import Monitor
 
-Page = tuple[int, memoryview]  # where it is in its block, and what is in it
 Buffer = bytes | memoryview
 _BEGINNING = b"QEVM\x00\x00\x00\x03"
 _CONFIGURATION, _SUBSECTION, _DESCRIPTION, _FOOTER = b"\x07", b"\x05", b"\x06", b"\x7e"
@@ -94,41 +95,48 @@ def require_known(written: bytes) -> None:
 
 
 def compose(
-    written: bytes, machine_type: str, firmware: Firmware, memory_bytes: int, pages: Iterable[Page] = ()
+    written: bytes,
+    machine_type: str,
+    firmware: Firmware,
+    memory_bytes: int,
+    pages: Iterable[Page] = (),
+    *,
+    whole: bool = False,
 ) -> Iterator[Buffer]:
-    """What a fork loads, piece by piece: what `write` returned as `migrate` would have written it.
+    """What a monitor loads, piece by piece: what `write` returned as `migrate` would have written it.
 
     machine_type: with its version, as the machine was launched. memory_bytes: that it has. pages: of its
-    memory, where they are not what the fork finds in the memory that it is given.
+    memory, where they are not what the monitor finds in the memory that it is given. whole: it is given none,
+    and loads this as a migration of everything: all that is not zeros must be in the pages.
     """
     description = b"{}"
-    yield _BEGINNING + _configuration(machine_type)
-    yield from _ram(firmware, memory_bytes, pages)
-    yield written[len(_BEGINNING) :]
-    yield _DESCRIPTION + _U32.pack(len(description)) + description
-
-
-def _configuration(machine_type: str) -> bytes:
-    return b"".join(
-        (
-            _CONFIGURATION + _U32.pack(len(machine_type)) + machine_type.encode(),
-            _SUBSECTION + _text("configuration/capabilities") + _U32.pack(1),  # its version
-            _U32.pack(1) + _text("x-ignore-shared"),
-        )
-    )
-
-
-def _ram(firmware: Firmware, memory_bytes: int, pages: Iterable[Page]) -> Iterator[Buffer]:
-    """What blocks there are, each with where the guest has it (compared for shared ones); then the pages."""
+    yield _BEGINNING + _configuration(machine_type, whole=whole)
     sizes = {MEMORY: memory_bytes, **{name: len(content) for name, content in firmware.items()}}
-    yield _START + _NUMBER + _RAM + _U64.pack(sum(sizes.values()) | _SIZE)
-    for block, size in sizes.items():
-        yield _text(block) + _U64.pack(size) + _U64.pack(0)
-    yield _U64.pack(_END) + _FOOTER + _NUMBER + _LAST + _NUMBER
+    yield from _ram(sizes, whole=whole)
     for name, content in firmware.items():
         yield from _records(name, _pages(content))
     yield from _records(MEMORY, pages)
     yield _U64.pack(_END) + _FOOTER + _NUMBER
+    yield written[len(_BEGINNING) :]
+    yield _DESCRIPTION + _U32.pack(len(description)) + description
+
+
+def _configuration(machine_type: str, *, whole: bool) -> bytes:
+    """The capabilities that both sides must have, by name, are left out where there are none."""
+    named = _CONFIGURATION + _U32.pack(len(machine_type)) + machine_type.encode()
+    if whole:
+        return named
+    capabilities = _SUBSECTION + _text("configuration/capabilities") + _U32.pack(1)  # its version
+    return named + capabilities + _U32.pack(1) + _text("x-ignore-shared")
+
+
+def _ram(sizes: Mapping[str, int], *, whole: bool) -> Iterator[Buffer]:
+    """What blocks there are, each, unless all of it comes, with where the guest has it (compared for shared
+    ones); then the beginning of the pages."""
+    yield _START + _NUMBER + _RAM + _U64.pack(sum(sizes.values()) | _SIZE)
+    for block, size in sizes.items():
+        yield _text(block) + _U64.pack(size) + (b"" if whole else _U64.pack(0))
+    yield _U64.pack(_END) + _FOOTER + _NUMBER + _LAST + _NUMBER
 
 
 def _pages(content: bytes) -> Iterator[Page]:

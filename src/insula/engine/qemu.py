@@ -10,7 +10,7 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from insula.engine import console, evidence, frozen, process
-from insula.engine.background import fill, save, touch
+from insula.engine.background import fill, touch
 from insula.engine.capture import capture
 from insula.engine.errors import (
     EngineLost,
@@ -37,6 +37,7 @@ from insula.engine.protocol import (
     Uefi,
 )
 from insula.engine.qmp import Monitor
+from insula.engine.saving import save
 from insula.kit.aio import cancel_and_wait
 from insula.kit.paths import (
     AGENT_SOCKET,

@@ -48,14 +48,18 @@ async def cancel_and_wait(*tasks: asyncio.Task[Any] | None) -> None:
         await asyncio.gather(*real, return_exceptions=True)
 
 
-async def to_thread_end(work: Callable[..., T], *arguments: Any) -> T:
+async def to_thread_end(
+    work: Callable[..., T], *arguments: Any, give_up: Callable[[], None] | None = None
+) -> T:
     """As asyncio.to_thread, but it does not return before the thread is through, also when it is cancelled:
-    then what the work was given may go."""
+    then what the work was given may go. give_up: tells the work that nobody wants it any more."""
     working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
         return await asyncio.shield(working)
     finally:
         if not working.done():
+            if give_up is not None:
+                give_up()
             await asyncio.wait({working})
             if not working.cancelled():
                 working.exception()  # looked at: whoever cancelled does not want to know

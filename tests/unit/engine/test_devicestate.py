@@ -7,9 +7,12 @@ import os
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from insula.engine import blocks, devicestate
 from insula.engine.errors import EngineLost, EngineRefused
+from insula.engine.stream import ZeroFilter
 
 TOLD = """\
               Block Name    PSize              Offset               Used              Total
@@ -106,20 +109,26 @@ async def test_half_a_uefi_is_none() -> None:
     assert await devicestate.read_firmware(Flash({"system.flash0": bytes(4096)}), os.getpid(), 2**29) is None  # type: ignore[arg-type]
 
 
-def test_what_is_loaded_has_the_machine_the_firmware_the_pages_and_the_devices() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_loaded_has_the_machine_the_firmware_the_pages_and_the_devices(whole: bool) -> None:
+    """whole: as a migration of everything, without what is for memory that is there already."""
     firmware = bytes([1]) * 4096 + bytes([2]) * 4096
     pages = [(0x5000, memoryview(bytes([3]) * 4096)), (0x1F000, memoryview(bytes([4]) * 4096))]
     written = b"QEVM\0\0\0\x03\x04devices\0"
-    state = b"".join(devicestate.compose(written, "pc-i440fx-7.2", {"pc.bios": firmware}, 2**20, pages))
+    state = b"".join(
+        devicestate.compose(written, "pc-i440fx-7.2", {"pc.bios": firmware}, 2**20, pages, whole=whole)
+    )
     end = b"\0\0\0\0\0\0\0\x10\x7e\0\0\0\x01"
+    capabilities = b"\x05\x1aconfiguration/capabilities\0\0\0\x01\0\0\0\x01\x0fx-ignore-shared"
+    place = b"" if whole else bytes(8)
     expected = [
         b"QEVM\0\0\0\x03",
         b"\x07\0\0\0\x0dpc-i440fx-7.2",
-        b"\x05\x1aconfiguration/capabilities\0\0\0\x01\0\0\0\x01\x0fx-ignore-shared",
+        b"" if whole else capabilities,
         b"\x01\0\0\0\x01\x03ram\0\0\0\0\0\0\0\x04",
         b"\0\0\0\0\0\x10\x20\x04",
-        b"\x03ram" + b"\0\0\0\0\0\x10\0\0" + bytes(8),
-        b"\x07pc.bios" + b"\0\0\0\0\0\0\x20\0" + bytes(8),
+        b"\x03ram" + b"\0\0\0\0\0\x10\0\0" + place,
+        b"\x07pc.bios" + b"\0\0\0\0\0\0\x20\0" + place,
         end,
         b"\x03\0\0\0\x01",
         b"\0\0\0\0\0\0\0\x08\x07pc.bios" + firmware[:4096],
@@ -134,6 +143,21 @@ def test_what_is_loaded_has_the_machine_the_firmware_the_pages_and_the_devices()
         assert state.startswith(part)
         state = state[len(part) :]
     assert not state
+
+
+@settings(max_examples=50)
+@given(content=st.dictionaries(st.integers(0, 255), st.integers(0, 255)))
+def test_who_reads_a_whole_stream_finds_each_page_once_where_it_belongs(content: dict[int, int]) -> None:
+    """Read by what leaves zeros out of QEMU's own streams: it would pass on what it does not know."""
+    pages = [(page * 4096, memoryview(bytes([value]) * 4096)) for page, value in sorted(content.items())]
+    written = b"QEVM\0\0\0\x03\x04devices\0"
+    stream = b"".join(devicestate.compose(written, "pc", bytes([1]) * 4096, 2**20, pages, whole=True))
+    zeros = ZeroFilter("ram")
+    passed = b"".join(
+        piece for start in range(0, len(stream), 5000) for piece in zeros.feed(stream[start : start + 5000])
+    )
+    assert passed + zeros.end() == stream
+    assert zeros.thorough
 
 
 @pytest.mark.parametrize("written", [b"", b"QEVM\0\0\0\x04\0", b"QEVM\0\0\0\x03\x04cut"])
