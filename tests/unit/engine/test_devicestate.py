@@ -151,7 +151,9 @@ def test_who_reads_a_whole_stream_finds_each_page_once_where_it_belongs(content:
     """Read by what leaves zeros out of QEMU's own streams: it would pass on what it does not know."""
     pages = [(page * 4096, memoryview(bytes([value]) * 4096)) for page, value in sorted(content.items())]
     written = b"QEVM\0\0\0\x03\x04devices\0"
-    stream = b"".join(devicestate.compose(written, "pc", bytes([1]) * 4096, 2**20, pages, whole=True))
+    stream = b"".join(
+        devicestate.compose(written, "pc", {"pc.bios": bytes([1]) * 4096}, 2**20, pages, whole=True)
+    )
     zeros = ZeroFilter("ram")
     passed = b"".join(
         piece for start in range(0, len(stream), 5000) for piece in zeros.feed(stream[start : start + 5000])
