@@ -33,11 +33,16 @@ _SWITCHES = ("x-ignore-shared", "background-snapshot")
 _BANDWIDTH = 2**40
 
 
+# A userfaultfd(2), as it shows in /proc/PID/fd. Not /dev/userfaultfd, where these are had from: a QEMU that
+# uses it (8.0; util/userfaultfd.c) keeps it open for good once it has looked whether it could.
+_USERFAULTFD = "anon_inode:[userfaultfd]"
+
+
 def _tracks_writes(pid: int) -> bool:
     """Whether a process has a userfaultfd(2) open."""
     for entry in Path(f"/proc/{pid}/fd").glob("*"):
         with contextlib.suppress(OSError):
-            if "userfaultfd" in str(entry.readlink()):
+            if str(entry.readlink()) == _USERFAULTFD:
                 return True
     return False
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -79,3 +82,28 @@ async def test_what_is_saved_while_the_machine_stands_is_cancelled(
         assert not await sending.send(target, in_background=in_background)
         await sending.cancel()
         assert "migrate_cancel" in monitor.asked
+
+
+async def test_a_monitor_that_tracks_writes_is_busy_and_one_that_only_could_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settling = transfer(ScriptedMonitor(under_way("completed")), monkeypatch)
+    device = tmp_path / "userfaultfd"  # like /dev/userfaultfd, which QEMU from 8.0 on keeps open
+    device.touch()
+    with device.open():
+        assert not await settling._is_busy()
+    tracking = new_userfaultfd()
+    try:
+        assert await settling._is_busy()
+    finally:
+        os.close(tracking)
+    assert not await settling._is_busy()
+
+
+def new_userfaultfd() -> int:
+    """Of the kind that a plain user may have (ioctl_userfaultfd(2), UFFD_USER_MODE_ONLY); x86-64."""
+    descriptor = ctypes.CDLL(None, use_errno=True).syscall(323, os.O_CLOEXEC | 1)
+    if descriptor < 0 and ctypes.get_errno() in (errno.ENOSYS, errno.EPERM):
+        pytest.skip("this kernel gives no userfaultfd(2)")
+    assert descriptor >= 0, os.strerror(ctypes.get_errno())
+    return int(descriptor)
