@@ -83,7 +83,7 @@ class QemuInstance:
         self.identity: ProcessIdentity = process.identity
         self._process = process
         self._monitor = monitor
-        self.transfer = StateTransfer(monitor, plan.name, process.identity.pid)
+        self.transfer = StateTransfer(monitor, plan.name, process.identity.pid, by_path=plan.state_files)
         self._events: asyncio.Queue[EngineEvent | None] = asyncio.Queue()
         self._situation = Cell(Situation())
         self._shutdown: Mapping[str, Any] | None = None

@@ -39,6 +39,8 @@ SWITCHES = frozenset(
     {"graphics"}.union(*_UNASKED.values())
 )  # what is asked of each machine type's properties
 
+STATE_FILES = "migrate.file"  # the feature of a monitor that takes a state's file by its path
+
 # x86-64-v2 and RDRAND (with random.trust_cpu=on a guest never waits for entropy), only features that TCG
 # itself emulates (each was tried with `enforce`). Boots as fast as qemu64: 3.1 s of CPU either way.
 _TCG_CPU = "Nehalem,rdrand=on,rdtscp=on,aes=on,pclmulqdq=on,smep=on,smap=on,arat=on"
@@ -109,6 +111,7 @@ def render(
         memory_bytes=machine.memory_bytes,
         memory=memory,
         shape=_shape(machine, files, facts, accelerator, memory),
+        state_files=STATE_FILES in facts.features,
     )
 
 

@@ -12,14 +12,14 @@ from typing import Any
 from insula.engine.accelerator import KvmVerdict, kvm_access, probe_kvm
 from insula.engine.errors import EngineLost, EngineMissing
 from insula.engine.inotify import CREATED, watching
-from insula.engine.plan import SWITCHES
+from insula.engine.plan import STATE_FILES, SWITCHES
 from insula.engine.protocol import EngineFacts
 from insula.engine.qmp import Monitor
 from insula.kit.clock import boot_id
 from insula.kit.paths import QMP_SOCKET, write_atomically
 from insula.kit.run import CommandFailed, run
 
-_PROBE_VERSION = 1  # rises when other things are asked
+_PROBE_VERSION = 2  # rises when other things are asked
 _DEADLINE = 20.0  # seconds
 _ALIASES = ("pc", "q35")
 
@@ -113,14 +113,26 @@ async def _ask(directory: Path, running: asyncio.Task[Any]) -> BinaryFacts:
         version = (await monitor.execute("query-version"))["qemu"]
         machines = await monitor.execute("query-machines")
         options = await monitor.execute("query-command-line-options")
+        schema = await monitor.execute("query-qmp-schema")
         types = {m["alias"]: m["name"] for m in machines if m.get("alias") in _ALIASES}
         features = {"sandbox"} & {option["option"] for option in options}
+        features |= {STATE_FILES} & {f"migrate.{transport}" for transport in _transports(schema)}
         for alias, name in types.items():
             properties = await monitor.execute("qom-list-properties", typename=f"{name}-machine")
             features |= {f"{alias}.{entry['name']}" for entry in properties if entry["name"] in SWITCHES}
     finally:
         await monitor.close()
     return BinaryFacts("{major}.{minor}.{micro}".format(**version), types, frozenset(features))
+
+
+def _transports(schema: list[dict[str, Any]]) -> set[str]:
+    """Ways of a state: the cases of MigrationAddress (qapi/migration.json, 8.2), told without its name."""
+    return {
+        str(variant["case"])
+        for entry in schema
+        if entry.get("tag") == "transport"
+        for variant in entry["variants"]
+    }
 
 
 async def connect_when_listening(path: Path, name: str, timeout: float) -> Monitor:

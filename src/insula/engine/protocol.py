@@ -117,6 +117,7 @@ class LaunchPlan:
     directory. argv: the monitor's command line. accelerator: which and why. agent: protocol of the agent
     port, if any. memory_bytes: what the guest has. memory: where that comes from. shape: what must be the
     same for a state that is saved of it to be loaded again (accelerator, processor, ...), in words.
+    state_files: whether the monitor takes a state's file by its path.
     """
 
     uid: str
@@ -130,6 +131,7 @@ class LaunchPlan:
     memory_bytes: int = 0
     memory: Memory = OWN_MEMORY
     shape: Mapping[str, str] = field(default_factory=dict)
+    state_files: bool = False
 
 
 @dataclass(frozen=True)

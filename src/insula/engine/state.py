@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
+import stat
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,31 @@ _SWITCHES = ("x-ignore-shared", "background-snapshot")
 _BANDWIDTH = 2**40
 
 
+# A userfaultfd(2), as it shows in /proc/PID/fd. Not /dev/userfaultfd, where these are had from: a QEMU that
+# uses it (8.0; util/userfaultfd.c) keeps it open for good once it has looked whether it could.
+_USERFAULTFD = "anon_inode:[userfaultfd]"
+
+
 def _tracks_writes(pid: int) -> bool:
     """Whether a process has a userfaultfd(2) open."""
     for entry in Path(f"/proc/{pid}/fd").glob("*"):
         with contextlib.suppress(OSError):
-            if "userfaultfd" in str(entry.readlink()):
+            if str(entry.readlink()) == _USERFAULTFD:
                 return True
     return False
 
 
 class StateTransfer:
-    """What one machine's monitor does of these, one at a time. name: of the machine, for messages."""
+    """What one machine's monitor does of these, one at a time. name: of the machine, for messages.
 
-    def __init__(self, monitor: Monitor, name: str, pid: int) -> None:
+    by_path: the monitor takes a state's file by its path.
+    """
+
+    def __init__(self, monitor: Monitor, name: str, pid: int, *, by_path: bool = False) -> None:
         self.monitor = monitor  # replaced when the session is opened anew
         self._pid = pid
         self._name = name
+        self._by_path = by_path
         self._status: Cell[str] = Cell("none")
 
     def heard(self, event: Event) -> None:
@@ -66,7 +76,7 @@ class StateTransfer:
         """Write the devices' state; the vCPUs stand. Raises EngineLost, EngineRefused, OSError."""
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            await self._begin("migrate", descriptor, _DEVICES_ONLY)
+            await self._begin("migrate", descriptor, _DEVICES_ONLY, by_path=self._by_path)
         finally:
             os.close(descriptor)
         await self._wait_end("saved", _TIMEOUT)
@@ -76,7 +86,8 @@ class StateTransfer:
 
         whole: the memory too, as `send` has written it.
         """
-        await self._begin("migrate-incoming", descriptor, {} if whole else _DEVICES_ONLY)
+        capabilities = {} if whole else _DEVICES_ONLY
+        await self._begin("migrate-incoming", descriptor, capabilities, by_path=self._by_path)
         await self._wait_end("loaded", _COPY_TIMEOUT if whole else _TIMEOUT)
 
     async def receive(self, descriptor: int) -> None:
@@ -90,6 +101,7 @@ class StateTransfer:
         True: they may run from now on. False: they must stand until `wait_sent`, because that was asked for
         or this host cannot do it in the background (userfaultfd is not to be had).
         """
+        # Never by path: a monitor empties such a file before it writes, and what was reserved goes with that.
         if in_background:
             with contextlib.suppress(EngineRefused):
                 await self._begin("migrate", descriptor, _IN_BACKGROUND)
@@ -146,14 +158,26 @@ class StateTransfer:
                 return
             await asyncio.sleep(_LOOK)
 
-    async def _begin(self, command: str, descriptor: int, capabilities: Mapping[str, bool]) -> None:
-        name = f"{command}-state"
+    async def _begin(
+        self, command: str, descriptor: int, capabilities: Mapping[str, bool], *, by_path: bool = False
+    ) -> None:
         everything = {"events": True, **dict.fromkeys(_SWITCHES, False), **capabilities}
         await self._set_capabilities(everything)
         await self.monitor.execute("migrate-set-parameters", max_bandwidth=_BANDWIDTH)
-        await self.monitor.give_descriptor(name, descriptor)
-        self._status.set("begun")
-        await self.monitor.execute(command, uri=f"fd:{name}")
+        async with self._handed_over(f"{command}-state", descriptor, by_path) as uri:
+            self._status.set("begun")
+            await self.monitor.execute(command, uri=uri)
+
+    @contextlib.asynccontextmanager
+    async def _handed_over(self, name: str, descriptor: int, by_path: bool) -> AsyncIterator[str]:
+        """What the monitor calls the file or pipe. QEMU tells on stderr that `fd:` is no way to hand over a
+        file (deprecated in 9.1); for pipes it stays."""
+        if by_path and stat.S_ISREG(os.fstat(descriptor).st_mode):
+            async with self.monitor.lent_descriptor(descriptor) as path:
+                yield f"file:{path}"
+        else:
+            await self.monitor.give_descriptor(name, descriptor)
+            yield f"fd:{name}"
 
     async def _set_capabilities(self, states: Mapping[str, bool]) -> None:
         wanted = [{"capability": name, "state": state} for name, state in states.items()]

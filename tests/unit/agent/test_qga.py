@@ -317,7 +317,13 @@ async def test_shutdown_has_no_answer(tmp_path: Path) -> None:
 
 
 async def test_silence_says_how_long(tmp_path: Path) -> None:
-    server = await asyncio.start_unix_server(lambda reader, writer: reader.read(), tmp_path / "qga.sock")
+    writers: list[asyncio.StreamWriter] = []  # from Python 3.13 on one that nobody has is closed
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await reader.read()
+
+    server = await asyncio.start_unix_server(say_nothing, tmp_path / "qga.sock")
     with pytest.raises(AgentSilent, match="300ms"):
         await connect(tmp_path / "qga.sock", timeout=0.3)
     server.close()
