@@ -1,4 +1,4 @@
-"""A live machine: its monitor's events as ours, its requests, its agent and console, and how it ended."""
+"""A live machine: its monitor's events as ours, its requests, and how it ended. Its guest: `ports`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from insula.engine import evidence
-from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
+from insula.engine.agent.protocol import Agent
 from insula.engine.cdrom import QemuDrive
-from insula.engine.console import SerialConsole
 from insula.engine.disks import QemuDisks
-from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
+from insula.engine.errors import EngineLost
 from insula.engine.layers import disk_of_node
 from insula.engine.plan import MEMORY_DESCRIPTOR
+from insula.engine.ports import GuestPorts, Situation
 from insula.engine.process import Process, read_stat, resident_bytes
 from insula.engine.protocol import (
     AgentPortChanged,
@@ -39,7 +39,7 @@ from insula.engine.qmp import Event, Monitor
 from insula.engine.state import StateTransfer
 from insula.kit.aio import Cell, Crew
 from insula.kit.clock import monotonic
-from insula.kit.paths import AGENT_SOCKET, QGA_SOCKET, QMP_SOCKET, SERIAL_SOCKET
+from insula.kit.paths import QMP_SOCKET
 from insula.model.observation import ExitEvidence, ProcessIdentity
 
 _log = logging.getLogger(__name__)
@@ -66,15 +66,6 @@ _WHY_PAUSED = {
 }
 
 
-@dataclass(frozen=True)
-class Situation:
-    """What agents and waiters need to know, kept current by events."""
-
-    running: bool = False
-    port_open: bool = False
-    exit: ExitEvidence | None = None
-
-
 class QemuInstance:
     """See `Instance`. Made by `QemuEngine`; owns the process's descriptors and the monitor's session."""
 
@@ -93,10 +84,7 @@ class QemuInstance:
         self._woken = False  # a fork that was given its state, and has not run yet
         self._untold: Counter[str] = Counter()  # events that are of our own making
         self._was_resumed = False  # QEMU calls a machine that was reset while paused 'prelaunch' again
-        self._agent: Agent | None = None
-        self._agent_lock = asyncio.Lock()
-        self._console: SerialConsole | None = None
-        self._console_taken = False
+        self._ports = GuestPorts(plan, self._situation, self._is_dying)
         self.disks = QemuDisks(plan, self._execute)
         self.drive = QemuDrive(plan, self._execute)
         self._crew = Crew(self._failed)
@@ -132,7 +120,7 @@ class QemuInstance:
         # QEMU calls its side of a virtio-serial port's socket open once the guest has opened the port.
         if self.plan.agent is not None:
             sockets = await self._execute("query-chardev")
-            name = self._agent_socket_name
+            name = self._ports.agent_socket
             port_open = any(entry["frontend-open"] for entry in sockets if name in entry["filename"])
         self._situation.set(replace(self._situation.value, running=state == "running", port_open=port_open))
 
@@ -235,10 +223,10 @@ class QemuInstance:
         if not is_open and not self._situation.value.port_open:
             return
         if is_open:
-            await self._drop_agent()
+            await self._ports.drop_agent()
         self._situation.set(replace(self._situation.value, port_open=is_open))
         if not is_open:
-            await self._drop_agent()
+            await self._ports.drop_agent()
         self._tell(AgentPortChanged(open=is_open))
 
     def _tell(self, event: EngineEvent) -> None:
@@ -301,7 +289,7 @@ class QemuInstance:
 
     async def save_and_end(self, path: Path) -> None:
         """Stop the vCPUs for good, write the state of the devices to `path`, and end the process."""
-        await self._drop_agent()
+        await self._ports.drop_agent()
         await self.pause()
         await self.transfer.save(path)
         await self._execute("quit")
@@ -352,90 +340,18 @@ class QemuInstance:
         return not self._watcher.done()
 
     async def _close_connections(self) -> None:
-        await self._drop_agent()
-        if self._console is not None:
-            await self._console.close()
+        await self._ports.close()
         await self._monitor.close()
 
     # Its agent and console
 
     async def agent(self, timeout: float) -> Agent:
-        if self.plan.agent is None:
-            raise NoAgent(
-                f"Machine '{self.plan.name}' has no port for a guest agent.",
-                hint="Make the machine from an image that has an agent, without --agent none.",
-            )
-        began = monotonic()
-        try:
-            async with asyncio.timeout(timeout):
-                return await self._reach_agent(timeout)
-        except TimeoutError:
-            raise silent(f"The guest agent of machine '{self.plan.name}'", timeout) from None
-        except AgentSilent as error:
-            # Perhaps nobody listens any more: a dying process closes its sockets before its pidfd tells.
-            await asyncio.wait({self._watcher}, timeout=_DYING)
-            if self._process.has_ended:
-                raise self._ended_silently() from error
-            waited = monotonic() - began
-            raise silent(f"The guest agent of machine '{self.plan.name}'", waited, error) from None
-
-    def _ended_silently(self) -> EngineLost:
-        return EngineLost(f"Machine '{self.plan.name}' ended before its guest agent answered.")
-
-    async def _reach_agent(self, timeout: float) -> Agent:
-        async with self._agent_lock:
-            while True:
-                if self._agent is not None and not _is_lost(self._agent):
-                    return self._agent
-                await self._drop_agent()
-                # Before the vCPUs run, what is sent to the port may hang for good.
-                now = await self._situation.wait_until(
-                    lambda s: s.exit is not None or (s.running and s.port_open)
-                )
-                if now.exit is not None:
-                    raise self._ended_silently()
-                with contextlib.suppress(AgentLost):
-                    self._agent = await self._connect_agent(timeout)
-
-    async def _connect_agent(self, timeout: float) -> Agent:
-        path = self.plan.directory / self._agent_socket_name
-        if self.plan.agent == "qemu":
-            from insula.engine.agent import qga
-
-            return await qga.connect(path, timeout=timeout)
-        from insula.engine.agent import insula
-
-        return await insula.connect(path, timeout=timeout)
-
-    @property
-    def _agent_socket_name(self) -> str:
-        return QGA_SOCKET if self.plan.agent == "qemu" else AGENT_SOCKET
-
-    async def _drop_agent(self) -> None:
-        agent, self._agent = self._agent, None
-        if agent is not None:
-            await agent.close()
+        return await self._ports.agent(timeout)
 
     async def console(self) -> Console:
-        if not self.plan.has_console:
-            raise NoConsole(f"Machine '{self.plan.name}' has no serial console.")
-        if self._console_taken:
-            raise ConsoleBusy(
-                f"Somebody else holds the console of machine '{self.plan.name}'.",
-                hint="Let them leave it first; `insula logs -f` shows what it prints meanwhile.",
-            )
-        self._console_taken = True
-        try:
-            path = self.plan.directory / SERIAL_SOCKET
-            self._console = await SerialConsole.connect(path, self.plan.name, self._console_closed)
-        except BaseException:
-            self._console_taken = False
-            raise
-        return self._console
+        return await self._ports.console()
 
-    def _console_closed(self) -> None:
-        self._console, self._console_taken = None, False
-
-
-def _is_lost(agent: Agent) -> bool:
-    return bool(getattr(agent, "lost", getattr(agent, "_lost", False)))
+    async def _is_dying(self) -> bool:
+        """A dying process closes its sockets before its pidfd tells."""
+        await asyncio.wait({self._watcher}, timeout=_DYING)
+        return self._process.has_ended
