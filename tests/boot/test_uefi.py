@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from insula.engine.firmware import find_uefi
+from tests.support.aftermath import require_nothing_found
 from tests.support.boots import ROOT, RealShell, has_image, real_home
 
 pytestmark = [
@@ -100,5 +101,5 @@ def test_a_machine_that_wrote_much_is_captured_by_the_other_way(insula: RealShel
 
 
 def test_nothing_is_left_and_nothing_is_missing(insula: RealShell) -> None:
-    assert insula.data("system", "check")["problems"] == []
+    require_nothing_found(insula)
     assert insula.info("web")["firmware"] == "uefi"
