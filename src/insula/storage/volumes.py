@@ -68,16 +68,7 @@ async def create_empty(path: Path, size: int, name: str) -> None:
         return
     what = f"volume '{name}'"
     require_space(path, OVERLAY_BYTES, what)
-    new = _beside(path)
-    argv = ["qemu-img", "create", "-q", "-f", "qcow2", str(new), str(size)]
-    try:
-        await run(argv, env={**os.environ, **_ENVIRONMENT})
-        _publish(new, path)
-    except BaseException as error:
-        new.unlink(missing_ok=True)
-        if says_full(error):
-            raise disk_full(path, OVERLAY_BYTES, what) from error
-        raise
+    await _make(["create", "-q", "-f", "qcow2"], path, [str(size)], OVERLAY_BYTES, what)
 
 
 async def copy_raw(source: Path, path: Path) -> None:
@@ -88,10 +79,15 @@ async def copy_raw(source: Path, path: Path) -> None:
     what = f"the disk '{path.name}'"
     needed = source.stat().st_size + OVERLAY_BYTES
     require_space(path, needed, what)
+    words = ["convert", "-q", "-t", "writeback", "-f", "raw", "-O", "qcow2", str(source)]
+    await _make(words, path, [], needed, what)
+
+
+async def _make(words: list[str], path: Path, rest: list[str], needed: int, what: str) -> None:
+    """Have qemu-img make a disk, called between these words by its name until it is whole."""
     new = _beside(path)
-    argv = ["qemu-img", "convert", "-q", "-t", "writeback", "-f", "raw", "-O", "qcow2", str(source), str(new)]
     try:
-        await run(argv, env={**os.environ, **_ENVIRONMENT})
+        await run(["qemu-img", *words, str(new), *rest], env={**os.environ, **_ENVIRONMENT})
         _publish(new, path)
     except BaseException as error:
         new.unlink(missing_ok=True)
