@@ -25,7 +25,7 @@ find_disk() { for d in /sys/block/[vs]d*; do
     s=$(cat "$d/serial" 2>/dev/null || tr -d '\\000-\\037' <"$d/device/vpd_pg80" 2>/dev/null)
     case "$s" in *"$1") echo "${d##*/}"; return 0 ;; esac
 done; return 1; }
-until disk=$(find_disk %s); do usleep 50000; done
+disk=$(find_disk %s) || { echo "no such disk" >&2; exit 99; }
 """
 
 

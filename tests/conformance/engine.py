@@ -545,6 +545,7 @@ class EngineConformance:
         instance = await launched(bench, name="deaf")
         disk = volume(bench, bus="virtio")
         await instance.disks.attach(disk)
+        assert not await instance.disks.wait_seen(disk, 0.05)
         for _ in range(2):
             with pytest.raises(DiskNotReleased) as caught:
                 await instance.disks.detach(disk, 0.05)

@@ -1,6 +1,7 @@
 """The disks of a live machine: plugged, unplugged and grown by its monitor.
 
     attach   add the node, (add the controller,) add the device      undone: the node is removed
+             and look whether the guest reads it
     detach   ask the guest, wait for its word, remove the node       no word: DiskNotReleased, all stays
     grow     resize the node; the guest is told by the device
     freeze, merge   see `layers`
@@ -22,6 +23,8 @@ from insula.engine.protocol import DiskSwitch, LaunchPlan
 from insula.kit.aio import Cell
 from insula.kit.units import format_duration
 from insula.model.device.disk import Disk
+
+_LOOK = 0.02  # seconds between looks whether the guest reads a disk
 
 
 class QemuDisks:
@@ -78,6 +81,23 @@ class QemuDisks:
                 f"Machine '{self._plan.name}' is of a type that takes disk '{_name(disk)}' only while off.",
                 hint=f"Stop it (insula stop {self._plan.name}), attach the volume, and start it again.",
             ) from error
+
+    async def wait_seen(self, disk: Disk, timeout: float) -> bool:
+        # No event tells; but whatever takes up a disk reads its beginning. Linux has made the device's file
+        # by then (block/genhd.c, device_add_disk: it scans for partitions last).
+        clock = asyncio.get_running_loop().time
+        end = clock() + timeout
+        while not await self._reads(disk):
+            if clock() >= end:
+                return False
+            await asyncio.sleep(_LOOK)
+        return True
+
+    async def _reads(self, disk: Disk) -> bool:
+        return any(
+            disk.id in entry.get("qdev", "").split("/") and entry["stats"]["rd_operations"] > 0
+            for entry in await self._execute("query-blockstats")
+        )
 
     async def detach(self, disk: Disk, timeout: float) -> None:
         async with self._turn:

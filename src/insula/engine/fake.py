@@ -72,14 +72,14 @@ class Script:
     """How the guests of a machine behave. May be changed at any time.
 
     agent: opens its port when the vCPUs run; when the test calls `open_agent`; opens it and never answers.
-    obeys_power_off: ends when agent or power button ask it to. releases_disks: lets go of one that is
-    detached. gives_out_media: opens a tray it has locked when asked. launch_error: what the monitor says
-    instead of starting. boot_text: printed on the serial port at each boot.
+    obeys_power_off: ends when agent or power button ask it to. heeds_disks: looks at one that is attached,
+    lets go of one that is detached. gives_out_media: opens a tray it has locked when asked. launch_error:
+    what the monitor says instead of starting. boot_text: printed on the serial port at each boot.
     """
 
     agent: Literal["at-once", "when-told", "silent"] = "at-once"
     obeys_power_off: bool = True
-    releases_disks: bool = True
+    heeds_disks: bool = True
     gives_out_media: bool = False
     launch_error: str = ""
     boot_text: str = "Fake guest booted\r\n"
@@ -153,7 +153,7 @@ class FakeMachine:
         self.file_systems = FakeFileSystems()
         self._killed = False
         self._shutdown: dict[str, object] | None = None
-        self.disks = FakeDisks(plan, world.open_disks, lambda: self.script.releases_disks, self._check_living)
+        self.disks = FakeDisks(plan, world.open_disks, lambda: self.script.heeds_disks, self._check_living)
         self._booted = plan.memory.template is not None or plan.memory.saved is not None
         self.drive = FakeDrive(plan, lambda: self.script.gives_out_media, self._check_living, self.tell)
         self.drive.open_launched()

@@ -41,11 +41,12 @@ class OpenDisk:
 
 @dataclass
 class FakeDisks:
-    """See `Disks`. others: what every machine of the world has open. releases: whether the guest lets go."""
+    """See `Disks`. others: what every machine of the world has open. heeds: whether the
+    guest takes up a disk, and lets go of it."""
 
     plan: LaunchPlan
     others: Callable[[], list[OpenDisk]]
-    releases: Callable[[], bool]
+    heeds: Callable[[], bool]
     check_living: Callable[[], object]
     open: dict[str, OpenDisk] = field(default_factory=dict)
 
@@ -70,9 +71,13 @@ class FakeDisks:
             raise EngineRefused(f"The monitor of machine '{self.plan.name}' refused the disk '{disk.id}'.")
         self._open(disk.id, Path(disk.file), read_only=disk.read_only)
 
+    async def wait_seen(self, disk: Disk, timeout: float) -> bool:
+        self.check_living()
+        return disk.id in self.open and self.heeds()
+
     async def detach(self, disk: Disk, timeout: float) -> None:
         self.check_living()
-        if disk.id in self.open and not self.releases():
+        if disk.id in self.open and not self.heeds():
             await asyncio.sleep(0)
             raise DiskNotReleased(
                 f"The guest of machine '{self.plan.name}' did not let go of disk '{disk.id}' within "

@@ -230,6 +230,9 @@ class Disks(Protocol):
         Raises DiskFileInUse, UnsupportedDevice, EngineRefused.
         """
 
+    async def wait_seen(self, disk: Disk, timeout: float) -> bool:
+        """Whether the guest has begun to read a disk that is attached. timeout: seconds it gets for that."""
+
     async def detach(self, disk: Disk, timeout: float) -> None:
         """Ask the guest to let go of a disk, and close its file. timeout: seconds.
 

@@ -74,10 +74,32 @@ async def test_a_machine_gives_its_volumes_back_when_it_is_removed(host: FakeHos
     assert list(host.home.volumes.iterdir()) == []
 
 
+async def test_a_guest_that_does_not_look_at_its_volume_is_told_of(host: FakeHost) -> None:
+    await host.do("volume-create", "data", size="1MiB")
+    await host.run("web")
+    assert not (await host.do("attach", volume="data")).notes
+    await host.do("detach", volume="data")
+    host.world.script.heeds_disks = False
+    operation = await host.do("attach", volume="data")
+    assert operation.problem is None
+    assert operation.notes == (
+        "The guest has not looked at the disk within 5.0s: it still boots, or has no driver.",
+    )
+    assert volumes_of(host) == ["data"]
+
+
+async def test_a_guest_that_stands_need_not_look_at_its_volume(host: FakeHost) -> None:
+    await host.do("volume-create", "data", size="1MiB")
+    await host.run("web")
+    await host.do("pause")
+    host.world.script.heeds_disks = False
+    assert not (await host.do("attach", volume="data")).notes
+
+
 async def test_a_guest_that_does_not_let_go_keeps_its_volume(host: FakeHost) -> None:
     await host.do("volume-create", "data", size="1MiB")
     await host.run("web", volumes=["data"])
-    host.world.script.releases_disks = False
+    host.world.script.heeds_disks = False
     operation = await host.do("detach", volume="data")
     assert operation.problem is not None
     assert operation.problem["code"] == "disk-not-released"

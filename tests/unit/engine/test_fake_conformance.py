@@ -32,7 +32,7 @@ class FakeBench:
     world: World = field(default_factory=World)
 
     def __post_init__(self) -> None:
-        self.world.scripts["deaf"] = Script(releases_disks=False)
+        self.world.scripts["deaf"] = Script(heeds_disks=False)
         self.engine: Engine = self.new_daemon()
 
     def new_daemon(self) -> Engine:
