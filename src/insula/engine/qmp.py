@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import Any
 
 from qemu.qmp import Message, QMPClient
 from qemu.qmp.error import QMPError
-from qemu.qmp.protocol import Runstate
-from qemu.qmp.qmp_client import ExecuteError
+from qemu.qmp.protocol import ConnectError, Runstate
+from qemu.qmp.qmp_client import ExecuteError, GreetingError
 
 from insula.engine.errors import EngineLost, EngineRefused
 from insula.kit.aio import cancel_and_wait
@@ -48,7 +49,18 @@ def connect_socket(path: Path) -> socket.socket:
 
 
 class _Client(QMPClient):
-    """Logs no message: the library lays out each one to be read before it asks whether anybody reads."""
+    """Logs no message: the library lays out each one to be read before it asks whether anybody reads.
+
+    QEMU gives the answer to a request whose session has ended to the next session. So no two sessions give
+    their requests the same ids, as the library's do: an answer to none of ours is dropped.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._session = secrets.token_hex(8)
+
+    def _get_exec_id(self) -> str:
+        return f"{super()._get_exec_id()}-{self._session}"
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg
@@ -77,12 +89,22 @@ class Monitor:
         monitor = cls(name)
         try:
             async with asyncio.timeout(timeout):
-                await monitor._client.connect(connect_socket(path))
+                while not await monitor._is_greeted(path):
+                    pass
         except TimeoutError:
             raise
         except (OSError, EOFError, QMPError) as error:
             raise EngineLost(f"The monitor of machine '{name}' cannot be reached.") from error
         return monitor
+
+    async def _is_greeted(self, path: Path) -> bool:
+        try:
+            await self._client.connect(connect_socket(path))
+        except ConnectError as error:
+            if not isinstance(error.__cause__, GreetingError):
+                raise
+            return False  # it began with what the session before us was to hear
+        return True
 
     @property
     def is_open(self) -> bool:
