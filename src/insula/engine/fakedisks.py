@@ -41,8 +41,10 @@ class OpenDisk:
 
 @dataclass
 class FakeDisks:
-    """See `Disks`. others: what every machine of the world has open. heeds: whether the
-    guest takes up a disk, and lets go of it."""
+    """See `Disks`. others: what every machine of the world has open.
+
+    heeds: whether the guest takes up a disk that it gets, and lets go of one that it is asked for.
+    """
 
     plan: LaunchPlan
     others: Callable[[], list[OpenDisk]]
