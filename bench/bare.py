@@ -25,7 +25,7 @@ _SYNC, _SYNC_REPLY, _EXEC, _STDOUT, _STDERR, _EXIT, _ERROR = 1, 2, 16, 20, 21, 2
 _VERSION = 1
 _NONCE = 0x1234567890ABCDEF
 _WINDOW = 256 * 1024
-_POLL = 0.002  # seconds between looks for the monitor's socket
+_POLL = 0.0005  # seconds between looks for the monitor's socket, where the monitor waits for us
 _TIMEOUT = 300.0  # seconds for anything: then it is not a measurement any more
 
 

@@ -86,7 +86,11 @@ class Recipe:
         memory = os.open(self._memory, os.O_RDWR)
         os.dup2(memory, MEMORY_DESCRIPTOR, inheritable=True)
         process = subprocess.Popen(
-            self._argv, cwd=directory, stdin=subprocess.DEVNULL, pass_fds=(MEMORY_DESCRIPTOR,)
+            self._argv,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(MEMORY_DESCRIPTOR,),
         )
         try:
             with Qmp(directory / "qmp.sock") as qmp:
@@ -114,7 +118,7 @@ class Qmp:
                 self._socket.connect(str(path))
                 break
             except OSError:
-                time.sleep(0.001)
+                time.sleep(0.0005)  # the monitor waits for us
         self._stream = self._socket.makefile("rb")
         self._stream.readline()
         self.say("qmp_capabilities")

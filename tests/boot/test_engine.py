@@ -18,6 +18,10 @@ import pytest
 from insula.engine import frozen
 from insula.engine.agent.protocol import capture
 from insula.engine.errors import LaunchFailed, MachineDirectoryBusy
+from insula.engine.evidence import read_stderr
+from insula.engine.inotify import CREATED, watching
+from insula.engine.plan import MONITOR
+from insula.engine.probe import connect_when_listening
 from insula.engine.process import is_locked, read_identity
 from insula.engine.protocol import (
     BootFiles,
@@ -31,7 +35,7 @@ from insula.engine.protocol import (
 )
 from insula.engine.qemu import QemuEngine
 from insula.kit.clock import monotonic
-from insula.kit.paths import LAUNCH_PLAN, QEMU_STDERR, SERIAL_LOG
+from insula.kit.paths import LAUNCH_PLAN, QMP_SOCKET, SERIAL_LOG
 from insula.kit.run import run
 from insula.model.device.agent import AgentPort
 from insula.model.device.disk import Disk
@@ -93,6 +97,12 @@ def processes_in(root: Path) -> list[int]:
             if (entry / "cwd").readlink().is_relative_to(root):
                 found.append(pid)
     return [pid for pid in found if pid != os.getpid()]
+
+
+def thread_names(root: Path) -> list[str]:
+    """Of the one process below a directory."""
+    (pid,) = processes_in(root)
+    return [(task / "comm").read_text().strip() for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 async def all_ended(root: Path) -> bool:
@@ -295,7 +305,7 @@ async def test_every_kind_of_device_is_taken(bench: QemuBench) -> None:
     for kind in ("pc", "q35"):
         instance = await launched(bench, devices=devices, machine_type=kind, cpus=2)
         assert await instance.state() == "prepared"
-        assert (bench.directory / QEMU_STDERR).read_text() == ""
+        assert read_stderr(bench.directory) == ""
         await instance.kill()
 
 
@@ -393,7 +403,7 @@ async def test_machines_that_have_written_much_and_little_are_captured(
         await live.resume()
         agent = await live.agent(timeout=60)
         assert (await capture(await agent.exec(look))).stdout == before.stdout
-        assert (place / QEMU_STDERR).read_text() == ""
+        assert read_stderr(place) == ""
     await live.kill()
 
 
@@ -414,6 +424,25 @@ async def test_the_agent_is_found_again_after_adoption_and_reset(
     assert await second.ping(5)
 
 
+async def test_a_monitor_starts_nothing_before_its_first_client_is_accepted(tmp_path: Path) -> None:
+    """So that the thread that will serve it and the main loop never both accept."""
+    argv = ["qemu-system-x86_64", "-machine", "none", "-display", "none", "-name", "m,debug-threads=on"]
+    starting = asyncio.create_task(run([*argv, "-nodefaults", *MONITOR], cwd=tmp_path))
+    try:
+        with watching(tmp_path, CREATED) as created:
+            while not (tmp_path / QMP_SOCKET).exists():
+                await created.wait()
+        await asyncio.sleep(0.3)
+        assert [name for name in thread_names(tmp_path) if "mon" in name] == []
+        monitor = await connect_when_listening(tmp_path / QMP_SOCKET, "m", PATIENCE)
+        assert await monitor.execute("query-name") == {"name": "m"}
+        assert len([name for name in thread_names(tmp_path) if "mon" in name]) == 1
+        await monitor.close()
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+
+
 async def test_the_power_button_reaches_the_firmware(bench: QemuBench) -> None:
     instance = await launched(bench, devices=(Serial(id="serial0"),))
     await instance.resume()
@@ -426,6 +455,6 @@ async def test_the_power_button_reaches_the_firmware(bench: QemuBench) -> None:
             seen += await anext(log)
     await log.aclose()  # type: ignore[attr-defined]
     assert (bench.directory / SERIAL_LOG).stat().st_size > 0
-    assert (bench.directory / QEMU_STDERR).read_text() == ""
+    assert read_stderr(bench.directory) == ""
     identity = read_identity(bench.directory)
     assert identity == instance.identity

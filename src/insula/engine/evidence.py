@@ -13,6 +13,8 @@ from insula.model.observation import ExitCause, ExitEvidence, ProcessIdentity
 
 TAIL = 4000  # characters of stderr and of the serial log that are kept
 
+_WAITED_FOR_US = "info: QEMU waiting for connection on:"  # its first words at each launch (plan.MONITOR)
+
 
 def read_tail(path: Path, limit: int = TAIL) -> str:
     """The last characters of a file, fit to be shown: control characters are spelt out."""
@@ -24,6 +26,12 @@ def read_tail(path: Path, limit: int = TAIL) -> str:
     except OSError:
         return ""
     return printable(text.replace("\r\n", "\n"))[-limit:].strip("\n")
+
+
+def read_stderr(directory: Path) -> str:
+    """What QEMU complained of, at most TAIL characters: without the line that every launch begins with."""
+    lines = read_tail(directory / QEMU_STDERR).split("\n")
+    return "\n".join(line for line in lines if _WAITED_FOR_US not in line)
 
 
 def printable(text: str) -> str:
@@ -83,7 +91,7 @@ def collect(
     identity: ProcessIdentity | None = None,
 ) -> ExitEvidence:
     """Everything that can be said of an end. status: 0..255 as a shell sees it, None if unknowable."""
-    stderr = read_tail(directory / QEMU_STDERR)
+    stderr = read_stderr(directory)
     return ExitEvidence(
         at=_ended_at(directory),
         cause=judge_cause(status, stderr, killed=killed, shutdown=shutdown, identity=identity),

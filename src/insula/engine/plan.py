@@ -50,6 +50,15 @@ _KVM_CPU = "host"
 MEMORY_DESCRIPTOR = 8
 MEMORY = "ram"  # what a machine's memory is called, also in its state
 
+# QEMU takes its first client before it starts anything else (wait=on). Otherwise a client that comes while
+# it starts is accepted by either of two threads, its main loop and the monitor's own, and at times by both:
+# one of them then stands in accept(2) for good and answers nobody (QEMU 7.2: one of some 500 starts without a
+# machine, four at a time on two processors).
+MONITOR = (
+    *("-chardev", option("socket", id="qmp", path=QMP_SOCKET, server="on", wait="on")),
+    *("-mon", "chardev=qmp,mode=control"),
+)
+
 _CODE = "firmware"  # the node of a UEFI's code
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -94,8 +103,7 @@ def render(
         _memory(machine, memory),
         _boot(files),
         _code(files),
-        ("-chardev", option("socket", id="qmp", path=QMP_SOCKET, server="on", wait="off")),
-        ("-mon", "chardev=qmp,mode=control"),
+        MONITOR,
         launch_controllers(machine.devices),
         *(render_device(device, surroundings) for device in machine.devices),
     ]

@@ -12,7 +12,7 @@ from typing import Any
 from insula.engine.accelerator import KvmVerdict, kvm_access, probe_kvm
 from insula.engine.errors import EngineLost, EngineMissing
 from insula.engine.inotify import CREATED, watching
-from insula.engine.plan import STATE_FILES, SWITCHES
+from insula.engine.plan import MONITOR, STATE_FILES, SWITCHES
 from insula.engine.protocol import EngineFacts
 from insula.engine.qmp import Monitor
 from insula.kit.clock import boot_id
@@ -81,11 +81,8 @@ async def probe_binary(binary: Path) -> BinaryFacts:
     """Ask QEMU, started without a machine, over QMP. Raises EngineMissing when it does not even do that."""
     with tempfile.TemporaryDirectory(prefix="insula-probe-") as name:
         directory = Path(name)
-        socket = f"socket,id=qmp,path={QMP_SOCKET},server=on,wait=off"
         argv = [str(binary), "-nodefaults", "-no-user-config", "-S", "-display", "none", "-machine", "none"]
-        running = asyncio.create_task(
-            run([*argv, "-chardev", socket, "-mon", "chardev=qmp,mode=control"], cwd=directory), name="probe"
-        )
+        running = asyncio.create_task(run([*argv, *MONITOR], cwd=directory), name="probe")
         try:
             async with asyncio.timeout(_DEADLINE):
                 return await _ask(directory, running)

@@ -17,8 +17,9 @@ from typing import Any
 
 from qemu.qmp import Message, QMPClient
 from qemu.qmp.error import QMPError
+from qemu.qmp.models import ErrorResponse
 from qemu.qmp.protocol import ConnectError, Runstate
-from qemu.qmp.qmp_client import ExecuteError, GreetingError
+from qemu.qmp.qmp_client import ExecuteError, GreetingError, NegotiationError
 
 from insula.engine.errors import EngineLost, EngineRefused
 from insula.kit.aio import cancel_and_wait
@@ -61,6 +62,21 @@ class _Client(QMPClient):
 
     def _get_exec_id(self) -> str:
         return f"{super()._get_exec_id()}-{self._session}"
+
+    async def _negotiate(self) -> None:
+        """Hears out what is said before the answer: the library takes whatever comes first for it."""
+        wanted = {"enable": ["oob"]} if "oob" in self._offered() else {}
+        request = self.make_execute_msg("qmp_capabilities", arguments=wanted)
+        request["id"] = self._get_exec_id()
+        await self._send(request)
+        while (answer := await self._recv()).get("id") != request["id"]:
+            pass
+        if "return" not in answer:
+            refused = ExecuteError(ErrorResponse(answer), request, answer)
+            raise NegotiationError("The monitor refused to negotiate.", refused)
+
+    def _offered(self) -> list[object]:
+        return list(self._greeting.QMP.capabilities) if self._greeting is not None else []
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg

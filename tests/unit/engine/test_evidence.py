@@ -55,3 +55,11 @@ def test_evidence_names_signal_and_command(tmp_path: Path) -> None:
     (tmp_path / QEMU_STDERR).write_text("boom\n")
     found = collect(tmp_path, 139)
     assert (found.signal, found.command, found.stderr) == (11, "cd /x && qemu -S", "boom")
+
+
+def test_what_every_launch_says_is_no_complaint(tmp_path: Path) -> None:
+    waits = "-chardev socket,id=qmp: info: QEMU waiting for connection on: disconnected:unix:qmp.sock"
+    (tmp_path / QEMU_STDERR).write_text(f"qemu-system-x86_64: {waits}\nboom\n")
+    assert collect(tmp_path, 1).stderr == "boom"
+    (tmp_path / QEMU_STDERR).write_text(f"qemu-system-x86_64: {waits}\n")
+    assert collect(tmp_path, 1).stderr == ""
