@@ -204,7 +204,9 @@ class Parser:
             what = f"'{left[0]}' is more than 'insula {self._command}' takes."
             if self._guest_command:
                 raise UsageError(what, hint=f"Put -- before the guest's command: -- {' '.join(left)}")
-            raise self._error(what)
+            meant = [option for option in self._options if _takes(option, left[0])]
+            hint = f"Did you mean {_longest(meant[0])} {left[0]}? " if len(meant) == 1 else ""
+            raise self._error(what, f"{hint}See: insula {self._command} --help")
 
     def _find(self, name: str, word: str = "") -> _Option:
         for option in self._options:
@@ -213,14 +215,20 @@ class Parser:
         if name in ("-h", "--help"):
             sys.stdout.write(self.help())
             raise SystemExit(0)
-        from insula.kit.errors import nearest
-
-        known = [*(name for option in self._options for name in option.names), "--help"]
-        meant = nearest(name, known) if name.startswith("--") else None
+        meant = self._guess(name) if name.startswith("--") else None
         hint = f"Did you mean {meant}? See: insula {self._command} --help" if meant else ""
         if self._guest_command:
             hint = f"{hint or f'See: insula {self._command} --help'}; the guest's command comes after --"
         raise self._error(f"'insula {self._command}' has no option '{word or name}'.", hint)
+
+    def _guess(self, name: str) -> str | None:
+        """What a long option that there is not may have meant: a value that one takes, or a name like it."""
+        for option in self._options:
+            if name[2:] in option.choices:
+                return f"{_longest(option)} {name[2:]}"
+        from insula.kit.errors import nearest
+
+        return nearest(name, [*(name for option in self._options for name in option.names), "--help"])
 
     def _error(self, message: str, hint: str = "") -> UsageError:
         return UsageError(message, hint=hint or f"See: insula {self._command} --help")
@@ -242,6 +250,22 @@ class Parser:
         if self._examples:
             lines += ["", "Examples:", *(f"  {line}" for line in self._examples.splitlines())]
         return "\n".join(lines) + "\n"
+
+
+def _longest(option: _Option) -> str:
+    return max(option.names, key=len)
+
+
+def _takes(option: _Option, word: str) -> bool:
+    """Whether a word without its option is a value of it: a size, a number, a choice, but not any text."""
+    if option.choices or option.convert in (None, str):
+        return word in option.choices
+    assert option.convert is not None
+    try:
+        option.convert(word)
+    except Invalid:
+        return False
+    return True
 
 
 def help_of(option: _Option) -> str:
