@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from insula.engine import frozen
+from insula.engine.agent import wire
+from insula.engine.agent.port import Port, open_port
 from insula.engine.agent.protocol import capture
+from insula.engine.agent.wire import Frame, FrameType
 from insula.engine.errors import LaunchFailed, MachineDirectoryBusy
 from insula.engine.evidence import read_stderr
 from insula.engine.inotify import CREATED, watching
@@ -35,7 +38,7 @@ from insula.engine.protocol import (
 )
 from insula.engine.qemu import QemuEngine
 from insula.kit.clock import monotonic
-from insula.kit.paths import LAUNCH_PLAN, QMP_SOCKET, SERIAL_LOG
+from insula.kit.paths import AGENT_SOCKET, LAUNCH_PLAN, QMP_SOCKET, SERIAL_LOG
 from insula.kit.run import run
 from insula.model.device.agent import AgentPort
 from insula.model.device.disk import Disk
@@ -372,6 +375,13 @@ async def test_a_guest_answers_and_powers_itself_off(bench: QemuBench, micro: tu
     assert (evidence.cause, evidence.exit_status) == ("guest-shutdown", 0)
 
 
+async def has_host(instance: Instance) -> bool:
+    """Whether somebody is connected to the port of its agent."""
+    chardevs = await instance.transfer.monitor.execute("query-chardev")  # type: ignore[attr-defined]
+    (name,) = [entry["filename"] for entry in chardevs if AGENT_SOCKET in entry["filename"]]
+    return not name.startswith("disconnected:")
+
+
 async def test_machines_that_have_written_much_and_little_are_captured(
     bench: QemuBench, micro: tuple[Image, Path]
 ) -> None:
@@ -400,6 +410,7 @@ async def test_machines_that_have_written_much_and_little_are_captured(
         plan = bench.engine.plan(document, BootFiles(), place, facts, Memory(template=directory))
         live = await bench.engine.launch(plan)
         await bench.engine.discard(directory)
+        assert await has_host(live), "it had one when it was captured, and would be told that it has gone"
         await live.resume()
         agent = await live.agent(timeout=60)
         assert (await capture(await agent.exec(look))).stdout == before.stdout
@@ -422,6 +433,79 @@ async def test_the_agent_is_found_again_after_adoption_and_reset(
     second = await adopted.agent(timeout=60)
     assert second is not first
     assert await second.ping(5)
+
+
+class Host:
+    """A host at the port of a guest's agent, by hand."""
+
+    def __init__(self, port: Port, nonce: int) -> None:
+        self._port = port
+        self._nonce = nonce
+        self._heard = bytearray()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def at(cls, path: Path, nonce: int) -> AsyncIterator[Host]:
+        port = await open_port(path)
+        yield cls(port, nonce)
+        await port.close()
+        await asyncio.sleep(0.2)  # so that the guest sees that there is none
+
+    async def say(self, type: FrameType, payload: bytes = b"", cut: int | None = None) -> None:
+        frame = wire.encode_frame(type, int(type), payload, wire.seal_of(self._nonce))
+        await self._port.send(frame[:cut])
+
+    async def greet(self) -> None:
+        """Once, and until that is answered."""
+        await self._port.send(wire.encode_sync(self._nonce))
+        async with asyncio.timeout(5):
+            while wire.find_hello(self._heard, self._nonce) is None:
+                self._heard += await self._port.read()
+
+    async def hear(self, type: FrameType) -> Frame:
+        async with asyncio.timeout(5):
+            while True:
+                for frame in wire.take_frames(self._heard, wire.seal_of(self._nonce)):
+                    if frame.type == type:
+                        return frame
+                self._heard += await self._port.read()
+
+
+async def test_a_session_outlives_the_end_of_a_host_that_is_back_at_once(
+    bench: QemuBench, micro: tuple[Image, Path]
+) -> None:
+    """For the driver may tell of the end of the host before this one after what this one has said."""
+    instance = await booted(bench, micro)
+    await instance.agent(timeout=60)
+    await instance.detach()
+    path = bench.directory / AGENT_SOCKET
+    # Its stderr ends with its session, and a shell says there that a child was hung up.
+    script = (
+        "exec 2>/dev/null; trap 'cat /proc/uptime >/tmp/hung-up; exit' HUP; while :; do usleep 100000; done"
+    )
+    command = wire.encode_exec(
+        ["sh", "-c", script], env={}, cwd="", user="", tty=False, rows=0, cols=0, window=2**16
+    )
+
+    async with Host.at(path, nonce=1) as host:
+        await host.greet()
+    async with Host.at(path, nonce=1) as host:
+        await host.say(FrameType.PING)
+        await host.hear(FrameType.PONG)
+        await host.say(FrameType.STDIN, bytes(1000), cut=500)
+    async with Host.at(path, nonce=2) as host:
+        await host.greet()  # heard, though what came before lacks its second half
+        await host.say(FrameType.EXEC, command)
+        await host.hear(FrameType.STARTED)
+        await asyncio.sleep(0.5)  # until the shell has set its trap
+    await asyncio.sleep(2)
+    adopted = await bench.new_daemon().adopt(bench.directory)
+    assert adopted is not None
+    agent = await adopted.agent(timeout=5)
+    said = await capture(await agent.exec(["cat", "/proc/uptime", "/tmp/hung-up"]))
+    now, hung_up = (float(line.split()[0]) for line in said.stdout.splitlines())
+    assert 0.7 < now - hung_up < 1.9, "not a second after its host had gone"
+    await adopted.kill()
 
 
 async def test_a_monitor_starts_nothing_before_its_first_client_is_accepted(tmp_path: Path) -> None:

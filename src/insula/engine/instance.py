@@ -129,6 +129,7 @@ class QemuInstance:
 
         Raises EngineLost, EngineRefused, OSError.
         """
+        await self._ports.reserve()
         await self.transfer.load(state, whole=whole)
         self._woken = True
         await self.synchronise()

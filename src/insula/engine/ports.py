@@ -1,7 +1,8 @@
 """By what a live machine's guest is spoken with: its agent's port, and its console.
 
 The agent is connected when somebody wants it, shared, and connected anew when it was lost. Nothing is sent to
-its port before the vCPUs run and the guest has opened it: what is sent earlier may hang for good.
+its port before the vCPUs run and the guest has opened it: what is sent earlier may hang for good. To be
+connected earlier does no harm (`reserve`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from insula.engine.agent.port import Port, open_port
 from insula.engine.agent.protocol import Agent, AgentLost, AgentSilent, silent
 from insula.engine.console import SerialConsole
 from insula.engine.errors import ConsoleBusy, EngineLost, NoAgent, NoConsole
@@ -40,6 +42,7 @@ class GuestPorts:
         self._situation = situation
         self._is_dying = is_dying
         self._agent: Agent | None = None
+        self._reserved: Port | None = None  # the agent's, for the first who wants it
         self._agent_lock = asyncio.Lock()
         self._console: SerialConsole | None = None
         self._console_taken = False
@@ -86,13 +89,24 @@ class GuestPorts:
 
     async def _connect_agent(self, timeout: float) -> Agent:
         path = self._plan.directory / self.agent_socket
+        reserved, self._reserved = self._reserved, None
         if self._plan.agent == "qemu":
             from insula.engine.agent import qga
 
-            return await qga.connect(path, timeout=timeout)
+            return await qga.connect(path, timeout=timeout, port=reserved)
         from insula.engine.agent import insula
 
-        return await insula.connect(path, timeout=timeout)
+        return await insula.connect(path, timeout=timeout, port=reserved)
+
+    async def reserve(self) -> None:
+        """Take the agent's port, and say nothing yet: before a guest goes on that had a host at its port.
+
+        Else it would be told that this host has gone and that another has come, at a time of its own; to a
+        guest that first hears our greeting and then of that end, the session that we began is over.
+        """
+        if self._plan.agent is not None and self._reserved is None:
+            with contextlib.suppress(AgentSilent):
+                self._reserved = await open_port(self._plan.directory / self.agent_socket)
 
     async def drop_agent(self) -> None:
         """Whoever wants it next connects anew."""
@@ -123,6 +137,9 @@ class GuestPorts:
 
     async def close(self) -> None:
         await self.drop_agent()
+        reserved, self._reserved = self._reserved, None
+        if reserved is not None:
+            await reserved.close()
         if self._console is not None:
             await self._console.close()
 

@@ -47,7 +47,7 @@ ANSWER_TIMEOUT = 30.0  # seconds; a busy guest under TCG starts a program in one
 ENTROPY_BYTES = 64  # twice the key of the kernel's generator (drivers/char/random.c, ChaCha20)
 _MODES: dict[ShutdownMode, int] = {"poweroff": 0, "reboot": 1}
 _RESEND_FIRST, _RESEND_MOST = 0.1, 8.0  # seconds between SYNCs that were taken and not answered
-_PLAIN_RESENDS = 2  # first without padding: one in 30 SYNCs right after another host's end is lost on its way
+_PLAIN_RESENDS = 2  # first without padding: one in 200 SYNCs right after a host's end is lost on its way
 
 
 class RefusedByGuest(Exception):
@@ -402,16 +402,17 @@ def _lost(cause: BaseException | None) -> AgentLost:
     return error
 
 
-async def connect(path: Path, *, timeout: float = 10.0) -> InsulaAgent:
+async def connect(path: Path, *, timeout: float = 10.0, port: Port | None = None) -> InsulaAgent:
     """Connect to the agent behind a unix socket and agree on a new session with it.
 
+    port: connected to that socket already; it is closed when this fails.
     Whatever the guest or a host before us left half-said is skipped; commands of an earlier session end.
     Raises AgentSilent after `timeout` seconds, AgentLost when the socket is closed meanwhile.
     """
     buffer = bytearray()
     try:
         async with asyncio.timeout(timeout), contextlib.AsyncExitStack() as undo:
-            port = await open_port(path)
+            port = port or await open_port(path)
             undo.push_async_callback(port.close)
             nonce, hello = await _synchronise(port, buffer)
             undo.pop_all()

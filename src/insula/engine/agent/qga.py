@@ -328,15 +328,18 @@ def _lost(cause: BaseException | None) -> AgentLost:
     return error
 
 
-async def connect(path: Path, *, timeout: float = 10.0, streaming: bool = True) -> QemuAgent:
+async def connect(
+    path: Path, *, timeout: float = 10.0, streaming: bool = True, port: Port | None = None
+) -> QemuAgent:
     """Connect to the QEMU guest agent behind a unix socket.
 
     streaming=False has commands run as in a guest without a shell: all input first, all output at the end.
+    port: connected to that socket already; it is closed when this fails.
     Raises AgentSilent after `timeout` seconds, AgentLost when the socket is closed meanwhile.
     """
     try:
         async with asyncio.timeout(timeout), contextlib.AsyncExitStack() as undo:
-            agent = QemuAgent(await open_port(path), streaming=streaming)
+            agent = QemuAgent(port or await open_port(path), streaming=streaming)
             undo.push_async_callback(agent.close)
             await agent.synchronise()
             await agent.release()

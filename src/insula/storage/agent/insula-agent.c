@@ -64,6 +64,7 @@ enum {
     ENDLESS_MS = 1000,
     REOPEN_MS = 100,
     WAIT_HOST_MS = 1000,
+    RETURN_MS = 1000,
 };
 static const uint32_t MAGIC = 0x534e4989; /* 89 'I' 'N' 'S' on the wire: not text, not UTF-8 */
 
@@ -101,6 +102,8 @@ static struct {
     int fd;             /* -1 while there is none */
     int edge_fd;        /* epoll on fd, edge-triggered, see watch_edges() */
     bool no_host;       /* the port is open here, and closed on the host's side */
+    int64_t left_at;    /* since when, in ms */
+    bool doubtful;      /* the session may be one whose host has gone */
 } channel = {.listen_fd = -1, .fd = -1, .edge_fd = -1};
 
 /* Who keeps the file systems at rest, see freeze.h. `freezing` until it has said how many, then `at_rest`;
@@ -1053,6 +1056,7 @@ static void handle_sync(const uint8_t *payload) {
     session_end();
     out_len = 0; /* meant for the session before */
     in_session = true;
+    channel.doubtful = false;
     session_seal = (uint32_t)load(payload, 4);
     memcpy(reply, payload, 8);
     store(reply + 8, VERSION, 4);
@@ -1152,6 +1156,12 @@ static size_t hunt(const uint8_t *at, size_t length) {
     return i;
 }
 
+/* Bytes to drop of a frame that nobody may be there to complete; 0: no SYNC has come after it. */
+static size_t cut_short(const uint8_t *at, size_t left) {
+    size_t next = 1 + hunt(at + 1, left - 1);
+    return channel.doubtful && left - next >= SYNC_FRAME ? next : 0;
+}
+
 /* How many bytes were dealt with; 0: a frame is not complete, or its answer has no room yet. */
 static size_t parse_one(uint8_t *at, size_t left) {
     if (left >= SYNC_FRAME && is_sync(at)) {
@@ -1168,7 +1178,9 @@ static size_t parse_one(uint8_t *at, size_t left) {
         protocol_error("malformed header");
         return 1;
     }
-    if (left < HEADER + length + SEAL || (type == SYNC && left < SYNC_FRAME) || !has_room(MAX_FRAME))
+    if (left < HEADER + length + SEAL || (type == SYNC && left < SYNC_FRAME))
+        return cut_short(at, left);
+    if (!has_room(MAX_FRAME))
         return 0;
     if (keeper.state == THAWING && needs_thawed((enum type)type))
         return 0; /* it came after the thaw, and waits for it */
@@ -1240,11 +1252,11 @@ static void channel_hangup(int error) {
     if (channel.device && error == 0) {
         if (channel.no_host)
             return;
-        /* The port stays, and the host may be back already: the driver hands out what a new host sent before
-         * it says that there is one. So what was read is kept, and searched for the next SYNC. */
-        session_end();
-        out_len = 0;
-        channel.no_host = true;
+        /* The port stays. The driver tells of hosts and hands out what they say in no order: this may be the
+         * end of the host before the one whose SYNC we have answered. So what was read and what is to be said
+         * is kept, and the session ends with the next SYNC, or when nobody comes for a while. */
+        channel.no_host = channel.doubtful = true;
+        channel.left_at = now_ms();
         return;
     }
     session_end();
@@ -1313,6 +1325,8 @@ static int plan_round(void) {
     } else if (channel.no_host) {
         add_poll(channel.edge_fd, POLLIN);
         due = WAIT_HOST_MS; /* an edge lost between read and poll must not be for ever */
+        if (in_session && channel.left_at + RETURN_MS - now < due)
+            due = channel.left_at + RETURN_MS > now ? channel.left_at + RETURN_MS - now : 0;
     } else {
         add_poll(channel.fd, (short)((in_len < IN_SIZE ? POLLIN : 0) | (out_len > 0 ? POLLOUT : 0)));
     }
@@ -1343,7 +1357,8 @@ static void serve_channel(void) {
     } else if (polls[1].revents & (POLLIN | POLLHUP | POLLERR)) {
         if (in_len == IN_SIZE && (polls[1].revents & POLLHUP)) {
             channel_hangup(0);
-            in_len = 0; /* nobody waits for what we could not parse yet */
+            session_end(); /* which lacks from now on what we could not parse yet, and nobody waits for */
+            in_len = out_len = 0;
         } else {
             read_channel();
         }
@@ -1378,6 +1393,10 @@ static _Noreturn void serve(void) {
         if (ready(0))
             reap_children();
         serve_channel();
+        if (in_session && channel.no_host && now_ms() - channel.left_at >= RETURN_MS) {
+            session_end();
+            out_len = 0; /* meant for it */
+        }
         if (ready(keeper.poll))
             read_keeper();
         parse_input();
