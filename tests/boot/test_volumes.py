@@ -99,6 +99,25 @@ def test_what_is_written_survives_and_is_read_elsewhere(insula: RealShell, bus: 
     assert not Path(info["directory"]).exists()
 
 
+def test_a_machine_can_be_saved_after_its_last_scsi_volume(insula: RealShell) -> None:
+    """The controller went with the volume: otherwise what is saved would fit no other launch."""
+    make(insula, "passing")
+    insula("run", "-d", "--name", "host", "--memory", "192MiB", "micro")
+    cards = "ls /sys/bus/pci/devices | wc -l"
+    before = insula.text("exec", "host", "--", "sh", "-c", cards)
+    for _ in range(2):
+        insula("volume", "attach", "--bus", "scsi", "passing", "host")
+        assert insula.text("exec", "host", "--", "sh", "-c", cards) != before
+        insula("volume", "detach", "passing", "host")
+        assert insula.text("exec", "host", "--", "sh", "-c", cards) == before
+    insula("fork", "--name", "guest", "host")
+    insula("suspend", "host")
+    insula("start", "host")
+    insula("exec", "host", "--", "true")
+    insula("rm", "-f", "host", "guest")
+    insula("volume", "rm", "passing")
+
+
 def test_what_the_guest_discards_is_given_back(insula: RealShell) -> None:
     serial = make(insula, "trimmed")
     insula("volume", "attach", "trimmed", "warm")

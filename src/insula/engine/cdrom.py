@@ -18,8 +18,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+from insula.engine.controller import ScsiController
 from insula.engine.device.cdrom import drive_frontend, medium_backend, medium_node
-from insula.engine.device.disk import CONTROLLER
 from insula.engine.errors import DiskNotReleased, EngineRefused, MediumLocked, UnsupportedDevice
 from insula.engine.protocol import LaunchPlan
 from insula.kit.aio import Cell
@@ -32,9 +32,10 @@ Execute = Callable[..., Awaitable[Any]]
 class QemuDrive:
     """See `Drive`. execute: a request to the machine's monitor, whichever session it has now."""
 
-    def __init__(self, plan: LaunchPlan, execute: Execute) -> None:
+    def __init__(self, plan: LaunchPlan, execute: Execute, controller: ScsiController) -> None:
         self._plan = plan
         self._execute = execute
+        self._controller = controller
         self._heard: Cell[int] = Cell(0)  # how often the monitor has told of a tray or a device that is gone
         self._turn = asyncio.Lock()
 
@@ -93,6 +94,7 @@ class QemuDrive:
                 )
             if present is not None:
                 await self._remove_node(present)
+        await self._controller.leave_if_empty()
 
     async def settle(self, drive: Cdrom) -> str | None:
         async with self._turn:
@@ -150,9 +152,8 @@ class QemuDrive:
                     hint=f"Stop it (insula stop {name}), insert the medium, and start it again; a guest with "
                     "virtio drivers takes one while it runs: --bus scsi",
                 )
-            if CONTROLLER["id"] not in await self._devices():
-                await self._execute("device_add", **CONTROLLER)
-            await self._execute("device_add", **drive_frontend(drive))
+            async with self._controller.in_place():
+                await self._execute("device_add", **drive_frontend(drive))
         except EngineRefused as error:
             if "does not support hotplugging" not in str(error.evidence.get("answer", "")):
                 raise

@@ -3,6 +3,7 @@
     attach   add the node, (add the controller,) add the device      undone: the node is removed
              and look whether the guest reads it
     detach   ask the guest, wait for its word, remove the node       no word: DiskNotReleased, all stays
+             (and the controller, if nothing is left on it)
     grow     resize the node; the guest is told by the device
     freeze, merge   see `layers`
 
@@ -16,7 +17,8 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from insula.engine.device.disk import CONTROLLER, backend, frontend, node_of
+from insula.engine.controller import ScsiController
+from insula.engine.device.disk import backend, frontend, node_of
 from insula.engine.errors import DiskFileInUse, DiskNotReleased, EngineRefused, UnsupportedDevice
 from insula.engine.layers import Execute, Merges, Report, find_top, nodes_by_file, place, switch
 from insula.engine.protocol import DiskSwitch, LaunchPlan
@@ -30,9 +32,10 @@ _LOOK = 0.02  # seconds between looks whether the guest reads a disk
 class QemuDisks:
     """See `Disks`. execute: a request to the machine's monitor, whichever session it has now."""
 
-    def __init__(self, plan: LaunchPlan, execute: Execute) -> None:
+    def __init__(self, plan: LaunchPlan, execute: Execute, controller: ScsiController) -> None:
         self._plan = plan
         self._execute = execute
+        self._controller = controller
         self._released: Cell[frozenset[str]] = Cell(frozenset())
         self._turn = asyncio.Lock()
         self.merges = Merges(plan.name, plan.directory, execute)
@@ -70,9 +73,8 @@ class QemuDisks:
 
     async def _plug(self, disk: Disk) -> None:
         try:
-            if disk.bus == "scsi" and CONTROLLER["id"] not in await self._devices():
-                await self._execute("device_add", **CONTROLLER)
-            await self._execute("device_add", **frontend(disk))
+            async with self._controller.in_place() if disk.bus == "scsi" else contextlib.nullcontext():
+                await self._execute("device_add", **frontend(disk))
         except EngineRefused as error:
             if "does not support hotplugging" not in str(error.evidence.get("answer", "")):
                 raise
@@ -106,6 +108,8 @@ class QemuDisks:
                 await self._wait_released(disk, timeout)
             if await self._node(node_of(disk.id)) is not None:
                 await self._execute("blockdev-del", node_name=node_of(disk.id))
+        if disk.bus == "scsi":
+            await self._controller.leave_if_empty()
 
     async def _ask_to_release(self, disk: Disk) -> None:
         self._released.set(self._released.value - {disk.id})

@@ -15,6 +15,7 @@ from typing import Any
 from insula.engine import evidence
 from insula.engine.agent.protocol import Agent
 from insula.engine.cdrom import QemuDrive
+from insula.engine.controller import ScsiController
 from insula.engine.disks import QemuDisks
 from insula.engine.errors import EngineLost
 from insula.engine.layers import disk_of_node
@@ -85,8 +86,9 @@ class QemuInstance:
         self._untold: Counter[str] = Counter()  # events that are of our own making
         self._was_resumed = False  # QEMU calls a machine that was reset while paused 'prelaunch' again
         self._ports = GuestPorts(plan, self._situation, self._is_dying)
-        self.disks = QemuDisks(plan, self._execute)
-        self.drive = QemuDrive(plan, self._execute)
+        self._controller = ScsiController(plan.name, self._execute)
+        self.disks = QemuDisks(plan, self._execute, self._controller)
+        self.drive = QemuDrive(plan, self._execute, self._controller)
         self._crew = Crew(self._failed)
         self._pump = self._crew.start(self._pump_events(), f"events of {plan.name}")
         self._watcher = self._crew.start(self._watch_exit(), f"exit of {plan.name}")
@@ -191,6 +193,7 @@ class QemuInstance:
                 self._tell(GuestPanicked())
             case "DEVICE_DELETED" if "device" in data:
                 self.disks.hear_released(str(data["device"]))
+                self._controller.hear_released(str(data["device"]))
                 self.drive.hear()
             case "DEVICE_TRAY_MOVED":
                 self.drive.hear()

@@ -26,8 +26,8 @@ async def require_savable(context: MachineContext) -> None:
         raise NotSavable(
             f"The memory of machine '{context.machine.name}' cannot be kept: it has other devices than "
             f"another launch would give it ({', '.join(strange)}).",
-            hint="A controller stays when the last scsi volume is detached from a machine that runs. Attach "
-            f"one again, or restart it: insula restart {context.machine.name}",
+            hint="A scsi controller stays when the last volume on it is detached and the guest does not let "
+            f"go of it. Attach one again, or restart the machine: insula restart {context.machine.name}",
         )
 
 
