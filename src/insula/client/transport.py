@@ -2,11 +2,13 @@
 listens.
 
 connect ── nobody listens ──> daemon.start ──> connect
-GET, and the daemon dies before it has answered: once more, on a daemon that is started again
+GET, and the daemon dies before it has answered: again, on a daemon that is started again
 anything else, and the daemon dies: DaemonLost; nobody may guess whether it was done
 """
 
 from __future__ import annotations
+
+import time
 
 import insula
 from insula.client.errors import DaemonGarbled, DaemonLost, DaemonSilent, DaemonUnreachable
@@ -19,9 +21,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from _socket import socket as Socket
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    Answer = TypeVar("Answer")
 
 ANSWER_TIMEOUT = 60.0  # seconds for an answer that needs no waiting; a loaded host is slow, not silent
+_PAUSES = (0.0, 0.05, 0.2)  # seconds before a question is asked again; a new daemon takes 0.3 s to listen
 
 
 class Transport:
@@ -67,13 +73,21 @@ class Transport:
 
         Raises the error the answer tells, DaemonLost, DaemonSilent, DaemonGarbled and what `connect` raises.
         """
+        return self._again(method, target, lambda: self._call(method, target, body, timeout, headers))
+
+    def _again(self, method: str, target: str, ask: Callable[[], Answer]) -> Answer:
+        """What is asked changes nothing: then it is asked again when the daemon dies before it answers.
+
+        Not once only: one that was killed takes connections for the moment in which the kernel clears it
+        away.
+        """
+        for pause in _PAUSES if method == "GET" else ():
+            try:
+                return ask()
+            except Disconnected:
+                time.sleep(pause)
         try:
-            return self._call(method, target, body, timeout, headers)
-        except Disconnected as error:
-            if method != "GET":
-                raise _lost(method, target) from error
-        try:
-            return self._call(method, target, body, timeout, headers)
+            return ask()
         except Disconnected as error:
             raise _lost(method, target) from error
 
@@ -105,15 +119,9 @@ class Transport:
         raise _garbled(self.socket_path, f"status {response.status}: {data[:200]!r}")
 
     def stream(self, target: str, headers: dict[str, str] | None = None) -> Response:
-        """An answer to GET whose body is read as it comes (no timeout). Once more when the daemon dies
+        """An answer to GET whose body is read as it comes (no timeout). Asked again when the daemon dies
         before it."""
-        try:
-            response = self._ask("GET", target, None, None, headers)
-        except Disconnected:
-            try:
-                response = self._ask("GET", target, None, None, headers)
-            except Disconnected as error:
-                raise _lost("GET", target) from error
+        response = self._again("GET", target, lambda: self._ask("GET", target, None, None, headers))
         if response.status >= 400:
             self.decode(response, response.read())
         return response

@@ -221,11 +221,19 @@ def hang_up(_asked: Asked, _peer: Peer) -> None:
     """The daemon dies before it answers."""
 
 
-def test_get_is_sent_again_when_the_daemon_dies(stub: Stub, client: Client) -> None:
-    stub.on("GET", "/v1/machines", hang_up)
-    stub.answer("GET", "/v1/machines", [])
+@pytest.mark.parametrize("deaths", [1, 2, 3])
+def test_get_is_sent_again_when_the_daemon_dies(stub: Stub, client: Client, deaths: int) -> None:
+    """A killed one goes on taking connections for a moment."""
+    stub.on("GET", "/v1/machines", *[hang_up] * deaths, lambda _, peer: peer.respond([]))
     assert client.machines() == []
-    assert len(stub.requests) == 2
+    assert len(stub.requests) == deaths + 1
+
+
+def test_get_is_not_sent_for_ever(stub: Stub, client: Client) -> None:
+    stub.on("GET", "/v1/machines", *[hang_up] * 9)
+    with pytest.raises(DaemonLost, match="GET /v1/machines"):
+        client.machines()
+    assert len(stub.requests) == 4
 
 
 def test_post_is_never_sent_again(stub: Stub, client: Client) -> None:
