@@ -5,7 +5,8 @@
       └── held for life, by the kernel                     │                      POST /v1/daemon/stop
                                                            └── the web framework is loaded meanwhile
 
-Ending it, in whatever way, ends no machine. Exit statuses: 0 ended in order; 73 another daemon has this home;
+Ending it, in whatever way, ends no machine. It ends by itself when its home is removed and nothing of that
+runs. Exit statuses: 0 ended in order; 73 another daemon has this home;
 64 a setting that cannot be read; 69
 cannot start now (the ledger is damaged, the socket cannot be made); 70 a fault of our own.
 """
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from insula import __version__
+from insula.kit.aio import cancel_and_wait
 from insula.kit.clock import utc_now
 from insula.kit.errors import Bug, Conflict, InsulaError, Unavailable
 from insula.kit.paths import (
@@ -139,9 +141,18 @@ async def serve(
         stack.callback((home.daemon / DAEMON_STATUS).unlink, missing_ok=True)
         log.info("insulad %s starts for '%s' (process %d)", __version__, home.root, info.pid)
         control = await _compose(stack, info, recover, engine)
+        watcher = asyncio.create_task(_end_with(home, info.closing), name="home")
+        stack.push_async_callback(cancel_and_wait, watcher)
         await _serve_requests(control, info, listener, told)
         told.stop()
     log.info("insulad has ended; machines go on")
+
+
+async def _end_with(home: Home, closing: asyncio.Event) -> None:
+    from insula.node.housekeeping.deserted import wait_deserted
+
+    await wait_deserted(home)
+    closing.set()
 
 
 async def _compose(stack: AsyncExitStack, info: DaemonInfo, recover: bool, engine: Engine | None) -> Control:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -136,3 +137,34 @@ def test_nothing_is_left_whenever_the_daemon_dies(insula: OwnImages, tmp_path: P
     for name in ("web", "db", "web-1", "web-2"):
         assert insula("exec", name, "--", "hostname").stdout.decode().strip() == name
     assert insula.data("system", "check", "--disks")["clean"]
+
+
+def test_nothing_outlives_a_home_that_is_removed(tmp_path: Path) -> None:
+    shell = RealShell(tmp_path / "home")
+    shell("run", "--rm", "micro", "--", "true")
+    daemon = shell.data("daemon", "status")["pid"]
+    assert len(shell.processes()) > 1, "nobody keeps the memory of the template"
+    watch = os.pidfd_open(daemon)
+    shutil.rmtree(shell.home)
+    assert select.select([watch], [], [], 20)[0], "the daemon lives on"
+    os.close(watch)
+    deadline = time.monotonic() + 10
+    while shell.processes() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert shell.processes() == []
+
+
+def test_a_machine_outlives_its_home(tmp_path: Path) -> None:
+    shell = RealShell(tmp_path / "home")
+    shell("run", "--name", "web", "micro")
+    pid = shell.info("web")["pid"]
+    daemon = os.pidfd_open(shell.data("daemon", "status")["pid"])
+    watch = os.pidfd_open(pid)
+    try:
+        shutil.rmtree(shell.home)
+        assert select.select([watch, daemon], [], [], 3)[0] == []
+    finally:
+        for descriptor in (watch, daemon):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            assert select.select([descriptor], [], [], 10)[0]
+            os.close(descriptor)

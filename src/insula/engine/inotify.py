@@ -19,12 +19,14 @@ from pathlib import Path
 IN_MODIFY = 0x002
 IN_MOVED_TO = 0x080
 IN_CREATE = 0x100
+IN_DELETE = 0x200
 IN_MASK_ADD = 0x20000000
 IN_IGNORED = 0x8000
 _IN_NONBLOCK = 0o4000
 _IN_CLOEXEC = 0o2000000
 
 CREATED = IN_CREATE | IN_MOVED_TO
+REMOVED = IN_DELETE  # from a directory (who is bound to a socket in one keeps its own end from being told)
 _HEADER = struct.Struct("iIII")  # wd, mask, cookie, length of the name
 
 _libc = ctypes.CDLL(None, use_errno=True)
