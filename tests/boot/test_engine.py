@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -257,7 +258,10 @@ async def test_a_monitor_ended_by_the_host_is_no_crash(bench: QemuBench) -> None
 async def test_a_monitor_ended_by_the_host_while_nobody_watched(bench: QemuBench) -> None:
     instance = await launched(bench)
     await instance.detach()
+    watch = os.pidfd_open(instance.identity.pid)
     os.kill(instance.identity.pid, signal.SIGTERM)
+    assert select.select([watch], [], [], PATIENCE)[0]
+    os.close(watch)
     assert await bench.new_daemon().adopt(bench.directory) is None
     evidence = bench.engine.read_exit(bench.directory)
     assert evidence is not None
