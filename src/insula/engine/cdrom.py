@@ -26,6 +26,9 @@ from insula.kit.aio import Cell
 from insula.kit.units import format_duration
 from insula.model.device.cdrom import Cdrom, Medium
 
+_LOOK = 0.02  # seconds between requests to open a tray that the guest has closed
+_RESETS = 5  # of the drive, by a guest that begins to drive it: a firmware and a system make two or three
+
 Execute = Callable[..., Awaitable[Any]]
 
 
@@ -60,11 +63,14 @@ class QemuDrive:
 
     async def _replace(self, drive: Cdrom, present: str | None, timeout: float) -> None:
         assert drive.medium is not None
-        await self._open_tray(drive, force=False, timeout=timeout)
         if present is not None:
-            await self._take_out(drive, present)
-        await self._execute(
-            "blockdev-insert-medium", id=drive.id, node_name=medium_node(drive.id, drive.medium.uid)
+            await self._take_out(drive, present, force=False, timeout=timeout)
+        node = medium_node(drive.id, drive.medium.uid)
+        await self._with_open_tray(
+            partial(self._execute, "blockdev-insert-medium", id=drive.id, node_name=node),
+            drive,
+            force=False,
+            timeout=timeout,
         )
         await self._execute("blockdev-close-tray", id=drive.id)
 
@@ -73,8 +79,7 @@ class QemuDrive:
             found = await self._find(drive)
             present = _node_in(found) if found is not None else None
             if present is not None:
-                await self._open_tray(drive, force=force, timeout=timeout)
-                await self._take_out(drive, present)
+                await self._take_out(drive, present, force=force, timeout=timeout)
             if found is not None:
                 await self._execute("blockdev-close-tray", id=drive.id)
 
@@ -101,7 +106,8 @@ class QemuDrive:
             found = await self._find(drive)
             present = _node_in(found) if found is not None else None
             if found is not None and present is not None and found.get("tray_open"):
-                await self._take_out(drive, present)
+                await self._execute("blockdev-remove-medium", id=drive.id)
+                await self._remove_node(present)
                 return None
             return present.removeprefix(medium_node(drive.id, "")) if present is not None else None
 
@@ -109,19 +115,44 @@ class QemuDrive:
 
     async def _open_tray(self, drive: Cdrom, *, force: bool, timeout: float) -> None:
         """Raises MediumLocked when the guest does not open it."""
-        # Done, too, where the tray is locked: then it means that the guest has been asked (blockdev.c).
-        await self._execute("blockdev-open-tray", id=drive.id, force=force)
-        if not await self._wait(timeout, lambda now: now is None or bool(now.get("tray_open")), drive):
-            name = self._plan.name
-            raise MediumLocked(
-                f"The guest of machine '{name}' has locked the medium in its drive, and did not give it out "
-                f"within {format_duration(timeout)}: it is mounted or read.",
-                hint=f"Unmount it in the guest and try again, or take it from the guest: "
-                f"insula cdrom eject --force {name}",
-            )
+        clock = asyncio.get_running_loop().time
+        end = clock() + timeout
+        while True:
+            # Done, too, where the tray is locked: then it means that the guest has been asked (blockdev.c).
+            await self._execute("blockdev-open-tray", id=drive.id, force=force)
+            if not await self._wait(end - clock(), _is_unlocked, drive) or clock() >= end:
+                break
+            found = await self._find(drive)
+            if found is None or found.get("tray_open"):
+                return
+            await asyncio.sleep(_LOOK)  # unlocked by now, or reset by a guest that begins to drive it
+        name = self._plan.name
+        raise MediumLocked(
+            f"The guest of machine '{name}' has locked the medium in its drive, and did not give it out "
+            f"within {format_duration(timeout)}: it is mounted or read.",
+            hint=f"Unmount it in the guest and try again, or take it from the guest: "
+            f"insula cdrom eject --force {name}",
+        )
 
-    async def _take_out(self, drive: Cdrom, node: str) -> None:
-        await self._execute("blockdev-remove-medium", id=drive.id)
+    async def _with_open_tray(
+        self, request: Callable[[], Awaitable[Any]], drive: Cdrom, *, force: bool, timeout: float
+    ) -> None:
+        """What is only done while the tray is open. A guest that begins to drive it resets it, which closes
+        the tray: then again. Raises MediumLocked and as the request."""
+        for _ in range(_RESETS):
+            await self._open_tray(drive, force=force, timeout=timeout)
+            try:
+                await request()
+                return
+            except EngineRefused as error:
+                if "is not open" not in str(error.evidence.get("answer", "")):
+                    raise
+        await self._open_tray(drive, force=force, timeout=timeout)
+        await request()
+
+    async def _take_out(self, drive: Cdrom, node: str, *, force: bool, timeout: float) -> None:
+        request = partial(self._execute, "blockdev-remove-medium", id=drive.id)
+        await self._with_open_tray(request, drive, force=force, timeout=timeout)
         await self._remove_node(node)
 
     async def _remove_node(self, node: str) -> None:
@@ -187,6 +218,11 @@ class QemuDrive:
                         return True
                     await self._heard.wait_until(partial(operator.ne, heard))
         return is_so(await self._find(drive))
+
+
+def _is_unlocked(found: dict[str, Any] | None) -> bool:
+    """Whether nothing keeps the tray closed, if it still is; of a drive that is gone, nothing."""
+    return found is None or bool(found.get("tray_open")) or not found.get("locked")
 
 
 def _node_in(entry: dict[str, Any]) -> str | None:
