@@ -174,14 +174,15 @@ def test_a_quiesced_snapshot_has_a_file_system_at_rest_and_the_guest_goes_on(
     """A mounted ext4 says of itself that its journal is to be replayed; one that is frozen does not."""
     in_guest(insula, "deb", "echo first >/root/state")  # and not synced
     insula("fork", "deb", "--name", "calm", timeout=300)  # it is off at the end, and deb is still needed
-    write = "i=0; while :; do i=$((i+1)); echo $i >>/root/log; sync -d /root/log; done"
+    write = "i=0; while :; do i=$((i+1)); echo $i >>/root/own-log; sync -d /root/own-log; done"
+    # A file of its own: another test's writer may still be at work in deb, and so in its fork.
     in_guest(insula, "calm", f"({write}) >/dev/null 2>&1 &")
     insula("snapshot", "create", "calm", "rough")
     told = insula("snapshot", "create", "calm", "rest", "--quiesce").stderr.decode()
     assert "not quiesced" not in told
     assert "went on before" not in told
     # The last line but one: of the last there may be only a part yet, where it goes on in the next page.
-    last = "tail -n 2 /root/log | head -n 1"
+    last = "tail -n 2 /root/own-log | head -n 1"
     first = int(in_guest(insula, "calm", f"echo second >/root/state; sync; {last}"))
     later = f"while [ $({last}) -le {first} ]; do :; done; {last}"
     assert int(in_guest(insula, "calm", later)) > first
