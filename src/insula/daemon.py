@@ -6,8 +6,7 @@
                                                            └── the web framework is loaded meanwhile
 
 Ending it, in whatever way, ends no machine. It ends by itself when its home is removed and nothing of that
-runs. Exit statuses: 0 ended in order; 73 another daemon has this home;
-64 a setting that cannot be read; 69
+runs. Exit statuses: 0 ended in order; 73 another daemon has this home; 64 a setting that cannot be read; 69
 cannot start now (the ledger is damaged, the socket cannot be made); 70 a fault of our own.
 """
 

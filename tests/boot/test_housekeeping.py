@@ -163,8 +163,11 @@ def test_a_machine_outlives_its_home(tmp_path: Path) -> None:
     try:
         shutil.rmtree(shell.home)
         assert select.select([watch, daemon], [], [], 3)[0] == []
+        signal.pidfd_send_signal(watch, signal.SIGKILL)
+        assert select.select([daemon], [], [], 30)[0], "the daemon outlives the last machine of its home"
     finally:
         for descriptor in (watch, daemon):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             assert select.select([descriptor], [], [], 10)[0]
             os.close(descriptor)

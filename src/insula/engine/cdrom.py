@@ -21,6 +21,7 @@ from typing import Any
 from insula.engine.controller import ScsiController
 from insula.engine.device.cdrom import drive_frontend, medium_backend, medium_node
 from insula.engine.errors import DiskNotReleased, EngineRefused, MediumLocked, UnsupportedDevice
+from insula.engine.layers import Execute
 from insula.engine.protocol import LaunchPlan
 from insula.kit.aio import Cell
 from insula.kit.units import format_duration
@@ -28,8 +29,6 @@ from insula.model.device.cdrom import Cdrom, Medium
 
 _LOOK = 0.02  # seconds between requests to open a tray that the guest has closed
 _RESETS = 5  # of the drive, by a guest that begins to drive it: a firmware and a system make two or three
-
-Execute = Callable[..., Awaitable[Any]]
 
 
 class QemuDrive:

@@ -2,7 +2,7 @@
 
     HOME is emptied ────> whoever keeps a template's memory is ended: no fork can be made of it any more
                      └──> nothing of ours runs? then the daemon ends too
-                          machines run? they go on, and so does the daemon, by which they can be spoken to
+                          machines run? they go on, and so does the daemon until the last has ended
 
 Nothing else would ever end them: the next daemon of another home does not know of this one's.
 """
@@ -17,6 +17,8 @@ from insula.engine.strays import end_keeper, find_strays
 from insula.kit.paths import Home
 
 _log = logging.getLogger(__name__)
+_LOOK = 10.0  # seconds between looks whether its last machine has ended: some may not be this daemon's
+_MOMENT = 0.1  # seconds that whoever was killed may take to be gone
 
 
 async def wait_deserted(home: Home) -> None:
@@ -25,12 +27,14 @@ async def wait_deserted(home: Home) -> None:
     with watching(home.root, REMOVED) as removed:
         while any(path.exists() for path in (home.daemon, *rooms)):
             await removed.wait()
-    left = await asyncio.to_thread(find_strays, rooms)
-    for stray in left:
-        if stray.keeper:
-            end_keeper(stray)
-    living = [str(stray.pid) for stray in left if not stray.keeper]
-    if living:
-        _log.warning("The home '%s' was removed; its processes go on: %s", home.root, ", ".join(living))
-        await asyncio.Event().wait()
     _log.warning("The home '%s' was removed", home.root)
+    told: list[str] = []
+    while left := await asyncio.to_thread(find_strays, rooms):
+        living = [str(stray.pid) for stray in left if not stray.keeper]
+        for stray in left:
+            if stray.keeper:
+                end_keeper(stray)
+        if living != told:
+            _log.warning("Of it go on the processes: %s", ", ".join(living) or "none")
+            told = living
+        await asyncio.sleep(_LOOK if living else _MOMENT)
